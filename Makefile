@@ -1,0 +1,36 @@
+# Everything here needs Python >= 3.11 and nothing else: `make demo` first.
+# Variables: PYTHON (which Python makes .venv), ARGS (for `pipeline dev`), PYTEST_ARGS.
+
+BIN := .venv/bin
+.PHONY: setup demo dev test lint format clean
+.DEFAULT_GOAL := demo
+
+setup: .venv/.run  ## the virtual environment, with what runs the product on this machine
+
+.venv/.run: pyproject.toml requirements.txt
+	@PYTHON='$(PYTHON)' .ci/setup run
+
+.venv/.dev: pyproject.toml requirements.txt
+	@PYTHON='$(PYTHON)' .ci/setup dev
+
+demo: .venv/.run  ## a dozen jobs through all of it
+	@$(BIN)/python -m pipeline demo
+
+dev: .venv/.run  ## all of it, kept running; data and keys in .dev
+	@$(BIN)/python -m pipeline dev --data .dev $(ARGS)
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .dev build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

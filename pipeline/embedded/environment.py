@@ -1,0 +1,92 @@
+"""
+The environment of a stack's programs.
+
+What the user has set wins over our defaults for development, but not over where the stack's own servers are.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+SANDBOX_KEY = "sandbox"
+MARK = "STACK_ENV"  # names the file that set up a shell by `. DIR/env`
+PLACES = (
+    "DATABASE_URL",
+    "BROKER_URL",
+    "REDIS_URL",
+    "CLOUDAMQP_URL",
+    "PORT",
+)  # where servers are: ours, never the user's
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the servers of a stack are."""
+
+    url: str
+    database_url: str
+    broker_url: str
+    sandbox_url: str | None  # None: the real service
+
+
+def users_own(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Give the user's environment, without what a stack's `env` file put there and without what is empty."""
+    own = {name: value for name, value in environ.items() if value}
+    file = Path(own.pop(MARK, ""))
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        name, _, value = shlex.split(line)[1].partition("=")
+        if own.get(name) == value:
+            del own[name]
+    return own
+
+
+def real_service(own: Mapping[str, str]) -> bool:
+    """Tell whether jobs go to the real provider and cost money."""
+    return own.get("WAVESPEED_API_KEY", SANDBOX_KEY) != SANDBOX_KEY
+
+
+def ignored(own: Mapping[str, str]) -> list[str]:
+    """Name the variables of the user that a stack does not use, since it brings the server itself."""
+    return [name for name in _places(own) if name in own]
+
+
+def chosen(own: Mapping[str, str], places: Places, *, public_url: bool, mild: Mapping[str, str]) -> dict[str, str]:
+    """Choose the variables a stack sets, which a second terminal needs too; of *mild* ones the user's win."""
+    mild = {"OUTBOUND_ALLOW": "127.0.0.0/8,::1/128", **mild}
+    firm = {"DATABASE_URL": places.database_url, "BROKER_URL": places.broker_url}
+    if places.sandbox_url:
+        firm |= {"WAVESPEED_BASE_URL": places.sandbox_url, "WAVESPEED_API_KEY": SANDBOX_KEY}
+        mild |= {"WAVESPEED_LEVEL": "gold", "UNKNOWN_PATIENCE_S": "20"}  # the sandbox's, not those of a real account
+    provider = urlsplit(places.sandbox_url or own.get("WAVESPEED_BASE_URL", ""))
+    if provider.hostname in {"127.0.0.1", "localhost", "::1"}:  # nobody else could call us back here
+        mild |= {"PUBLIC_URL": places.url}
+    chosen = {name: own.get(name, value) for name, value in mild.items()} | firm
+    if not public_url:
+        chosen.pop("PUBLIC_URL", None)
+    return chosen
+
+
+def complete(own: Mapping[str, str], chosen: Mapping[str, str], *, public_url: bool) -> dict[str, str]:
+    """Build a child's whole environment: the user's, ours over it, and the programs beside our Python found first."""
+    hidden = (*_places(own), *(() if public_url else ("PUBLIC_URL",)))
+    kept = {name: value for name, value in own.items() if name not in hidden}
+    path = os.pathsep.join([_bin_dir(), own.get("PATH", os.defpath)])
+    return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", **chosen}
+
+
+def script(chosen: Mapping[str, str], file: Path) -> str:
+    """Write the lines that set up a second terminal: `. DIR/env`."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in {**chosen, MARK: str(file)}.items()]
+    return "\n".join([*lines, f'export PATH={shlex.quote(_bin_dir())}:"$PATH"']) + "\n"
+
+
+def _places(own: Mapping[str, str]) -> tuple[str, ...]:
+    return PLACES if real_service(own) else (*PLACES, "WAVESPEED_BASE_URL")
+
+
+def _bin_dir() -> str:
+    return str(Path(sys.executable).parent)

@@ -1,0 +1,209 @@
+"""
+Every exception we raise on purpose, as one tree.
+
+    PipelineError
+    ├── ConfigError        the environment is wrong; the message names every bad variable
+    ├── Unauthorized (401) · BadSignature (401) · UnknownJob (404) · NotAllowedNow (409)
+    ├── IdempotencyConflict (409) · TooLarge (413) · InvalidInput (422) · Unavailable (503)
+    └── ProviderError      what WaveSpeed answered, sorted by what may be done next
+        ├── Transient      surely nothing was done: try again; `.retry_after_s`
+        │   └── Throttled  the account is over its limits (429)
+        ├── Rejected       never try again: the request is wrong
+        │   └── NotFound   the provider knows no such task
+        ├── Ambiguous      it may have worked: look before you try again
+        └── AccountBlocked no POST can succeed now: stop the queue, call a person
+            ├── KeyRefused 401 or 403
+            └── NoCredit   the balance does not cover the request
+
+Each error a caller can meet carries an HTTP `status` and a stable `code`; doors turn it into an
+RFC 9457 problem without a `try` of their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One thing wrong with one field: its dotted path, what to do about it, and the line of a batch if any."""
+
+    field: str
+    message: str
+    line: int | None = None
+
+
+class PipelineError(Exception):
+    """The root: `status` is the HTTP status a door answers with, `code` the stable name callers may test for."""
+
+    status: int = 500
+    code: str = "internal_error"
+    title: str = "Something went wrong on our side"
+    retry_after_s: float | None = None
+
+    def __init__(self, detail: str = "", *, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.errors = tuple(errors)
+
+
+class ConfigError(PipelineError):
+    """The environment is wrong; the message names every bad variable."""
+
+    code = "bad_settings"
+    title = "The settings are wrong"
+
+
+class MalformedRequest(PipelineError):
+    """The request cannot be read at all: not JSON, a broken path, a broken header."""
+
+    status = 400
+    code = "malformed_request"
+    title = "The request cannot be read"
+
+
+class Unauthorized(PipelineError):
+    """No service key, or not one of ours."""
+
+    status = 401
+    code = "unauthorized"
+    title = "A valid service key is needed"
+
+
+class BadSignature(PipelineError):
+    """A callback that the provider did not sign; `well_formed` when only the secret may be the wrong one."""
+
+    status = 401
+    code = "bad_signature"
+    title = "The signature does not match"
+
+    def __init__(self, detail: str = "", *, well_formed: bool = False) -> None:
+        super().__init__(detail)
+        self.well_formed = well_formed
+
+
+class UnknownJob(PipelineError):
+    """No such job, or not one this caller may see."""
+
+    status = 404
+    code = "unknown_job"
+    title = "There is no such job"
+
+
+class NotAllowedNow(PipelineError):
+    """The job is in a state that does not allow this."""
+
+    status = 409
+    code = "not_allowed_now"
+    title = "The job's state does not allow this"
+
+
+class IdempotencyConflict(PipelineError):
+    """The Idempotency-Key was used before with another body."""
+
+    status = 409
+    code = "idempotency_conflict"
+    title = "This Idempotency-Key was used with another body"
+
+
+class TooLarge(PipelineError):
+    """The body is over the limit."""
+
+    status = 413
+    code = "body_too_large"
+    title = "The body is too large"
+
+
+class InvalidInput(PipelineError):
+    """A well-formed request with wrong content; `errors` names every field."""
+
+    status = 422
+    code = "invalid_input"
+    title = "Some fields are wrong"
+
+
+class Unavailable(PipelineError):
+    """The database cannot be reached: nothing was done, the same request may be sent again."""
+
+    status = 503
+    code = "unavailable"
+    title = "Temporarily unavailable"
+    retry_after_s = 2.0
+
+
+class ProviderError(PipelineError):
+    """
+    What WaveSpeed answered, or failed to.
+
+    `http_status` is None when there was no answer; `provider_code` is the provider's own code, if it gave one.
+    The detail is the provider's words, cut to a line.
+    """
+
+    status = 502
+    code = "provider_error"
+    title = "The provider did not do it"
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        http_status: int | None = None,
+        provider_code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.http_status = http_status
+        self.provider_code = provider_code
+        self.retry_after_s = retry_after_s
+
+
+class Transient(ProviderError):
+    """Surely nothing was done: the same request may be sent again."""
+
+    code = "provider_unavailable"
+
+
+class Throttled(Transient):
+    """The account is over a limit (429)."""
+
+    code = "provider_throttled"
+
+    @property
+    def concurrency(self) -> bool:
+        """True when the limit is the number of tasks at a time, not of tasks a minute."""
+        return "concurren" in self.detail.lower()
+
+
+class Rejected(ProviderError):
+    """The request is wrong; repeating it cannot help."""
+
+    code = "rejected"
+
+
+class NotFound(Rejected):
+    """The provider knows no such task."""
+
+    code = "result_lost"
+
+
+class Ambiguous(ProviderError):
+    """The request may have been carried out: look before sending it again."""
+
+    code = "ambiguous"
+
+
+class AccountBlocked(ProviderError):
+    """Nothing can succeed until a person repairs the account."""
+
+    code = "account_blocked"
+
+
+class KeyRefused(AccountBlocked):
+    """401 or 403: the key, or what it may do."""
+
+    code = "forbidden"
+
+
+class NoCredit(AccountBlocked):
+    """The balance does not cover the request."""
+
+    code = "insufficient_credits"

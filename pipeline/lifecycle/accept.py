@@ -1,0 +1,156 @@
+"""Accept: check a request, store the job, nudge. Nothing is half-done: a refused request leaves no trace."""
+
+import hashlib
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, Field, StrictFloat, StrictInt, StrictStr, ValidationError
+
+from pipeline import models
+from pipeline.errors import FieldError, InvalidInput, MalformedRequest
+from pipeline.runtime import Runtime
+from pipeline.store import intake
+from pipeline.store.intake import NewJob
+from pipeline.store.services import Service
+
+MAX_DEADLINE_S = 7 * 86400
+"""The provider keeps results for seven days: nothing can be learnt of a job after that."""
+
+MAX_DELAY = timedelta(days=366)
+_MAX_METADATA = 50
+_MAX_DEPTH = 32
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
+
+Seconds = Annotated[StrictInt | StrictFloat, Field(ge=1, le=MAX_DEADLINE_S)]
+MetadataName = Annotated[StrictStr, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[StrictStr, Field(max_length=500)]
+
+
+class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
+    """What a caller asks for."""
+
+    model: Annotated[StrictStr, Field(max_length=200, pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)+$")] | None = (
+        None
+    )
+    input: dict[str, Any]
+    priority: Annotated[StrictInt, Field(ge=-10, le=10)] = 0
+    run_at: AwareDatetime | None = None
+    deadline_s: Seconds | None = None
+    metadata: Annotated[dict[MetadataName, MetadataValue], Field(max_length=_MAX_METADATA)] = {}
+
+
+def decode(body: bytes) -> Any:
+    """
+    The JSON value in *body*, of whatever kind.
+
+    Raises:
+        MalformedRequest: It is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(body, parse_constant=_no_constants)
+    except (ValueError, RecursionError):  # bad UTF-8 and endless digits are ValueErrors too
+        raise MalformedRequest("The body must be a JSON object in UTF-8.") from None
+
+
+def check(value: Any, *, default_model: str) -> JobRequest:
+    """
+    Check one request, its model input too, before anything is stored or paid.
+
+    Raises:
+        InvalidInput: Its `errors` name every wrong field.
+    """
+    if not isinstance(value, dict):
+        raise InvalidInput("A job is a JSON object.", errors=[FieldError("", "Send an object with the field input.")])
+    if unstorable := _unstorable(value):
+        raise InvalidInput(errors=unstorable)
+    try:
+        request = JobRequest.model_validate(value)
+    except ValidationError as error:
+        raise InvalidInput(errors=[_field_error(item) for item in error.errors(include_url=False)]) from None
+    if request.run_at and request.run_at > datetime.now(UTC) + MAX_DELAY:
+        raise InvalidInput(errors=[FieldError("run_at", "Must be at most 366 days from now.")])
+    model = request.model or default_model
+    if errors := models.check(model, request.input):
+        raise InvalidInput(errors=errors)
+    return request.model_copy(update={"model": model})
+
+
+def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | None = None) -> tuple[UUID, bool]:
+    """
+    Store one checked request. With an idempotency *key*, the same request again is the same job.
+
+    Returns:
+        The job's id, and whether this call made it.
+
+    Raises:
+        InvalidInput: The key is not 1 to 255 printable ASCII characters.
+        IdempotencyConflict: The key was used for another request.
+    """
+    if key is not None and not _KEY.fullmatch(key):
+        message = "Must be 1 to 255 printable ASCII characters."
+        raise InvalidInput(errors=[FieldError("Idempotency-Key", message)])
+    payload, options = models.split(request.input)
+    job = NewJob(
+        service_id=service.id,
+        model=request.model or rt.settings.default_model,
+        input=payload,
+        options=options,
+        metadata=request.metadata,
+        priority=request.priority,
+        run_at=request.run_at,
+        deadline_s=float(request.deadline_s or rt.settings.deadline_s),
+    )
+    with rt.db.transaction() as tx:
+        if key is None:
+            intake.add(tx, [job])
+            job_id, made = job.id, True
+        else:
+            job_id, made = intake.add_once(tx, job, key, _fingerprint(request))
+    if made:
+        rt.nudge("submit")
+    return job_id, made
+
+
+def _fingerprint(request: JobRequest) -> bytes:
+    """Equal for requests that mean the same, whatever the order of their fields."""
+    canonical = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).digest()
+
+
+def _field_error(item: Any) -> FieldError:
+    field = ".".join(str(part) for part in item["loc"] if part != "[key]")
+    kind = item["type"]
+    if kind == "missing":
+        return FieldError(field, "Is required.")
+    if kind == "extra_forbidden":
+        return FieldError(field, "Is not a field we know; remove it.")
+    return FieldError(field, f"{item['msg'].removeprefix('Value error, ')}.")
+
+
+def _unstorable(value: Any, path: str = "", depth: int = 0) -> list[FieldError]:
+    """Fields whose text Postgres cannot keep, whose number is no number, or that are a tower to fall from."""
+    if depth > _MAX_DEPTH:
+        return [FieldError(path, f"Is nested more than {_MAX_DEPTH} deep.")]
+    if isinstance(value, str):
+        wrong = _UNSTORABLE.search(value)
+        return [FieldError(path, "Must not contain NUL characters or lone surrogates.")] if wrong else []
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return [FieldError(path, "Is too large a number.")]
+    if isinstance(value, dict):
+        found = []
+        for name, item in value.items():
+            shown = _UNSTORABLE.sub("\ufffd", name)
+            below = f"{path}.{shown}" if path else shown
+            found += _unstorable(name, below) + _unstorable(item, below, depth + 1)
+        return found
+    if isinstance(value, list):
+        return [error for index, item in enumerate(value) for error in _unstorable(item, f"{path}.{index}", depth + 1)]
+    return []
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,63 @@
+"""Hear: what a signed callback says, and what may be believed of it."""
+
+from collections.abc import Mapping
+
+from pipeline import telemetry
+from pipeline.errors import BadSignature, MalformedRequest
+from pipeline.predictions import Unreadable, read, storable
+from pipeline.runtime import Runtime
+from pipeline.signatures import Freshness, verify
+from pipeline.store import inbox
+from pipeline.store.inbox import Delivery, Heard
+from pipeline.store.tables import Verdict
+
+log = telemetry.get(__name__)
+
+_KEPT_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "user-agent")
+
+
+def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> Heard:
+    """
+    Take one callback: verify it, keep it, and move its job if it brings news. One short transaction.
+
+    Raises:
+        BadSignature: The provider did not sign it; nothing is stored.
+        MalformedRequest: It is authentic but unreadable; it is kept, and its job is asked about.
+        Unavailable: The database is away; the provider will try again.
+    """
+    try:
+        freshness = verify(rt.secrets(), headers, body, now=rt.unix_time())
+    except BadSignature as error:
+        if not rt.secrets.from_environment and error.well_formed:
+            rt.nudge("secrets")  # perhaps the secret was rotated: a worker fetches it, at most once a minute
+        raise
+    delivery = Delivery(token, _kept(headers), body)
+    try:
+        prediction = read(body)
+    except Unreadable as error:
+        with rt.db.transaction() as tx:
+            heard = inbox.file(tx, delivery, Verdict.UNREADABLE, prediction_id=None)
+        _told(rt, heard)
+        raise MalformedRequest(f"The callback is authentic but unreadable: {error}") from None
+    with rt.db.transaction() as tx:
+        if freshness is Freshness.STALE:
+            heard = inbox.file(tx, delivery, Verdict.STALE, prediction_id=prediction.id)
+        else:
+            heard = inbox.hear(tx, delivery, prediction, poll_s=rt.settings.first_poll_s)
+            if heard.verdict == Verdict.SUSPICIOUS and heard.attempt_id:
+                inbox.look_now(tx, heard.attempt_id)
+    _told(rt, heard)
+    return heard
+
+
+def _told(rt: Runtime, heard: Heard) -> None:
+    log.info("callback.heard", verdict=heard.verdict, job_id=heard.job_id and str(heard.job_id), before=heard.before)
+    if heard.verdict == Verdict.APPLIED:
+        rt.nudge("submit")  # a place at the provider came free
+    elif heard.verdict in {Verdict.STALE, Verdict.SUSPICIOUS, Verdict.UNREADABLE}:
+        rt.nudge("poll", "reconcile")
+
+
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    lowered = {name.lower(): value for name, value in headers.items()}
+    return {name: storable(lowered[name])[:500] for name in _KEPT_HEADERS if name in lowered}

@@ -1,0 +1,192 @@
+"""
+Reconcile: a paid POST whose answer was lost is looked for, never blindly repeated.
+
+The rungs: the callback that carries its token (heard at any time); an id that such a callback named but could
+not prove; the provider's list; and the proof of absence, two complete reads of that list.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import groupby
+from uuid import UUID
+
+from pipeline import models, telemetry
+from pipeline.errors import ProviderError
+from pipeline.predictions import Prediction
+from pipeline.runtime import Runtime
+from pipeline.store import account, missing
+from pipeline.store.database import Transaction
+from pipeline.store.missing import Missing
+from pipeline.threads import Loop
+from pipeline.wavespeed import WaveSpeed
+
+log = telemetry.get(__name__)
+
+AT_ONCE = 500
+LEASE_S = 120.0
+WINDOW_SLACK = timedelta(seconds=2)
+CLOCK_SLACK = timedelta(seconds=1)  # the provider's Date header has whole seconds only
+UNKNOWN_CLOCK_SLACK = timedelta(minutes=15)
+MAX_PAGES = 100
+PAGE_SIZE = 100
+LONGEST_DELAY_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the provider's list held in a window; `complete` when every page was read."""
+
+    items: Sequence[Prediction]
+    complete: bool
+
+
+class Reconciler:
+    """Looks for lost attempts. One process at a time does, by a lease on the account's row."""
+
+    def __init__(self, rt: Runtime, worker_id: UUID, loop: Loop, provider: WaveSpeed) -> None:
+        self._rt = rt
+        self._worker_id = worker_id
+        self._loop = loop
+        self._provider = provider
+        self._clock_ahead: timedelta | None = None  # the provider's clock, less the database's
+
+    def look(self) -> float | None:
+        """Take the unknown jobs whose time has come and look for each; again at once while there are more."""
+        with self._rt.db.transaction() as tx:
+            if not account.lease_list(tx, self._worker_id, lease_s=LEASE_S):
+                return None
+            lost = missing.claim_missing(tx, at_most=AT_ONCE, lease_s=LEASE_S)
+            now = missing.now(tx)
+        clock = _Clock(now)
+        try:
+            lost = [one for one in lost if not (one.hint_id and self._follow_hint(one))]
+            for model, group in groupby(sorted(lost, key=lambda one: one.model), key=lambda one: one.model):
+                self._look_for(model, sorted(group, key=lambda one: one.started_at), clock)
+        finally:
+            with self._rt.db.transaction() as tx:
+                account.end_lease(tx, self._worker_id)
+        return 0.0 if len(lost) == AT_ONCE else None
+
+    def _look_for(self, model: str, lost: Sequence[Missing], clock: "_Clock") -> None:
+        """Read the list once for all lost attempts of one model, and conclude for each."""
+        begun = time.monotonic()
+        try:
+            reading = self._read(model, lost, clock)
+        except ProviderError as error:
+            log.warning("reconcile.list_unread", model=model, count=len(lost), why=error.code)
+            with self._rt.db.transaction() as tx:
+                missing.postpone(tx, lost, max(error.retry_after_s or 0.0, 5.0))
+            return
+        waited_s = begun - clock.started
+        with self._rt.db.transaction() as tx:
+            taken = missing.known_ids(tx, [item.id for item in reading.items])
+        for one in lost:
+            with self._rt.db.transaction() as tx:
+                self._conclude(tx, one, reading, taken, age_s=one.age_s + waited_s)
+        self._rt.nudge("submit")
+
+    def _conclude(self, tx: Transaction, one: Missing, reading: Reading, taken: set[str], age_s: float) -> None:
+        first, last = self._window(one)
+        candidates = [
+            item
+            for item in reading.items
+            if item.id not in taken
+            and item.model in {None, one.model}
+            and (item.created_at is None or first <= item.created_at <= last)
+        ]
+        same = [item for item in candidates if item.input is not None and _equal(item, one)]
+        unlabelled = [item for item in candidates if item.input is None]
+        found = None
+        if same:
+            found, why = same[-1], "the provider's list shows a task with this model and input"
+        elif len(unlabelled) == 1 and self._rt.settings.account_exclusive and not missing.rivals(tx, one):
+            found, why = unlabelled[0], "the only task of this model in the window, on an account nobody else uses"
+        if found and missing.adopt(tx, one, found, poll_s=self._rt.settings.first_poll_s, why=why):
+            taken.add(found.id)
+            log.info("attempt.found", job_id=str(one.job_id), via="list")
+            return
+        patience_s = self._rt.settings.unknown_patience_s
+        gap_s = min(60.0, patience_s / 5)
+        absent = reading.complete and not same and not unlabelled and age_s >= patience_s
+        if absent and one.absent_s is not None and one.absent_s >= gap_s:
+            if missing.requeue_absent(tx, one, why="two complete reads of the provider's list do not show it"):
+                log.warning("attempt.absent", job_id=str(one.job_id), age_s=round(age_s, 1))
+            return
+        missing.looked(
+            tx,
+            one,
+            absent=absent,
+            next_s=gap_s if absent else _delay_s(age_s, patience_s),
+            candidates=len(same) + len(unlabelled),
+            complete=reading.complete,
+        )
+
+    def _follow_hint(self, one: Missing) -> bool:
+        """A callback that could not be believed named a task: it is ours if the provider knows it, and it fits."""
+        first, last = self._window(one)
+        try:
+            found = self._loop.run(self._provider.result(one.hint_id or ""))
+        except ProviderError:
+            return False
+        if found.model != one.model or (found.created_at and not first <= found.created_at <= last):
+            return False
+        if found.input is not None and not _equal(found, one):
+            return False
+        with self._rt.db.transaction() as tx:
+            poll_s = self._rt.settings.first_poll_s
+            return missing.adopt(
+                tx, one, found, poll_s=poll_s, why="a callback named the task, and the provider knows it"
+            )
+
+    def _window(self, one: Missing) -> tuple[datetime, datetime]:
+        """When the provider may have created an attempt's task, by the provider's clock."""
+        ahead = self._clock_ahead or timedelta()
+        slack = WINDOW_SLACK + (CLOCK_SLACK if self._clock_ahead is not None else UNKNOWN_CLOCK_SLACK)
+        return one.started_at + ahead - slack, one.ended_at + ahead + slack
+
+    def _read(self, model: str, lost: Sequence[Missing], clock: "_Clock") -> Reading:
+        if self._clock_ahead is None:
+            self._learn_clock(clock)
+        windows = [self._window(one) for one in lost]
+        first, last = min(window[0] for window in windows), max(window[1] for window in windows)
+        items: list[Prediction] = []
+        for number in range(1, MAX_PAGES + 1):
+            page = self._loop.run(
+                self._provider.list(
+                    model=model, created_after=first, created_before=last, page=number, page_size=PAGE_SIZE
+                )
+            )
+            items += page.items
+            if page.count < PAGE_SIZE:
+                return Reading(items, complete=len(page.items) == page.count)
+        return Reading(items, complete=False)
+
+    def _learn_clock(self, clock: "_Clock") -> None:
+        page = self._loop.run(self._provider.list(page_size=1))
+        if page.server_time:
+            self._clock_ahead = page.server_time + timedelta(milliseconds=500) - clock.now()
+
+
+class _Clock:
+    """The database's clock, read once and kept going here."""
+
+    def __init__(self, now: datetime) -> None:
+        self._now = now
+        self.started = time.monotonic()
+
+    def now(self) -> datetime:
+        return self._now + timedelta(seconds=time.monotonic() - self.started)
+
+
+def _equal(item: Prediction, one: Missing) -> bool:
+    """The same request: the provider's echo may add the options that we keep to ourselves."""
+    sent, _ = models.split(item.input or {})
+    return sent == dict(one.input)
+
+
+def _delay_s(age_s: float, patience_s: float) -> float:
+    """Soon at first, then at half the age; once exactly when patience ends, so that the proof can begin."""
+    delay_s = min(max(2.0, age_s / 2), 60.0 if age_s < patience_s else LONGEST_DELAY_S)
+    return min(delay_s, patience_s - age_s + 0.1) if age_s < patience_s else max(delay_s, 10.0)

@@ -1,0 +1,85 @@
+"""
+Nudges: wake-up calls over the broker. One may be lost, doubled, late or forged, and nothing changes but latency.
+
+They leave from one daemon thread, so that a dead or silent broker never delays a request.
+"""
+
+import contextlib
+import threading
+import time
+from typing import Any
+
+from celery import Celery
+from kombu.connection import Connection
+
+from pipeline import telemetry
+
+log = telemetry.get(__name__)
+
+QUEUE = "pipeline"
+COALESCE_S = 0.015
+_SOCKET_TIMEOUT_S = 1.0
+
+
+class Nudger:
+    """Sends at most one message per kind in COALESCE_S; whatever cannot be sent within a second is dropped."""
+
+    def __init__(self, celery: Celery, broker_url: str) -> None:
+        self._celery = celery
+        self._url = broker_url
+        self._pending: set[str] = set()
+        self._woken = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._producer: Any = None
+        self.failing = False
+        """True while the last nudge could not be sent: the broker is away, jobs wait for the next sweep."""
+
+    def __call__(self, *kinds: str) -> None:
+        """Ask some worker to look: `nudge("submit")`. Returns at once, and never raises."""
+        with self._lock:
+            self._pending.update(kinds)
+            if self._thread is None:  # started by the first nudge, so after any fork
+                self._thread = threading.Thread(target=self._run, name="nudges", daemon=True)
+                self._thread.start()
+        self._woken.set()
+
+    def _run(self) -> None:
+        while True:
+            self._woken.wait()
+            time.sleep(COALESCE_S)
+            self._woken.clear()  # before looking: what comes from now on gets a message of its own
+            with self._lock:
+                kinds, self._pending = self._pending, set()
+            try:
+                for kind in sorted(kinds):
+                    self._send(kind)
+                self.failing = False
+            except Exception as error:  # whatever a broker library raises, a lost nudge is no fault
+                if not self.failing:
+                    log.warning("nudge.dropped", kinds=sorted(kinds), why=type(error).__name__)
+                self.failing = True
+                self._drop_connection()
+
+    def _send(self, kind: str) -> None:
+        if self._producer is None:
+            self._producer = self._celery.amqp.Producer(self._connect(), auto_declare=False)
+        self._celery.send_task(
+            f"pipeline.{kind}", queue=QUEUE, producer=self._producer, retry=False, ignore_result=True, expires=60
+        )
+
+    def _connect(self) -> Connection:
+        timeouts = (
+            {"socket_timeout": _SOCKET_TIMEOUT_S, "socket_connect_timeout": _SOCKET_TIMEOUT_S}
+            if self._url.startswith("redis")
+            else {"read_timeout": _SOCKET_TIMEOUT_S, "write_timeout": _SOCKET_TIMEOUT_S}
+        )
+        return Connection(  # type: ignore[no-untyped-call]
+            self._url, connect_timeout=_SOCKET_TIMEOUT_S, transport_options=timeouts
+        )
+
+    def _drop_connection(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(Exception):
+                producer.connection.release()

@@ -1,0 +1,86 @@
+"""What one process builds once, and everything else is handed: settings, database, the way to nudge."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pipeline.errors import ConfigError, Unavailable
+from pipeline.settings import Settings
+from pipeline.store import account
+from pipeline.store.database import Database
+from pipeline.wavespeed import WaveSpeed
+
+SECRETS_REREAD_S = 5.0
+"""How old the webhook secrets a process knows may be: a rotation is taken over within this time."""
+
+
+def _quiet(*kinds: str) -> None:
+    """A nudge to nobody: the next sweep finds the rows."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """
+    One process's equipment. Frozen: a test hands in its own database, provider or nudge.
+
+    `nudge("submit", …)` wakes whoever looks after such rows; it returns at once and never raises.
+    """
+
+    settings: Settings
+    db: Database
+    nudge: Callable[..., None] = _quiet
+
+    @cached_property
+    def secrets(self) -> "Secrets":
+        """The webhook secrets, as this process knows them."""
+        return Secrets(self.settings, self.db)
+
+    def provider(self) -> WaveSpeed:
+        """
+        A client of the provider's API.
+
+        Raises:
+            ConfigError: There is no API key.
+        """
+        key = self.settings.wavespeed_api_key
+        if key is None:
+            raise ConfigError("WAVESPEED_API_KEY: is missing; workers pay with it. See https://wavespeed.ai/accesskey")
+        return WaveSpeed(key.get_secret_value(), self.settings.wavespeed_base_url)
+
+    def webhook_for(self, token: str) -> str | None:
+        """Where the provider is to call back for one attempt; None without a public address: then we poll."""
+        return f"{self.settings.public_url}/webhooks/wavespeed/{token}" if self.settings.public_url else None
+
+    @staticmethod
+    def unix_time() -> int:
+        """Now, in seconds, as signatures count it."""
+        return int(time.time())
+
+
+class Secrets:
+    """Those of the environment, or the ones workers fetched into Postgres, read again every few seconds."""
+
+    def __init__(self, settings: Settings, db: Database) -> None:
+        self.from_environment = tuple(secret.get_secret_value() for secret in settings.wavespeed_webhook_secret)
+        self._db = db
+        self._known: Sequence[str] = ()
+        self._read_at = float("-inf")
+
+    def __call__(self) -> Sequence[str]:
+        """
+        The secrets that may have signed a callback.
+
+        Raises:
+            Unavailable: None is known yet, so no callback can be judged; the provider will try again.
+        """
+        if self.from_environment:
+            return self.from_environment
+        if time.monotonic() - self._read_at > SECRETS_REREAD_S:
+            with self._db.transaction() as tx:
+                self._known = account.secrets(tx)
+            self._read_at = time.monotonic()
+        if not self._known:
+            self._read_at = float("-inf")
+            raise Unavailable("The webhook secret is not known yet: a worker is about to fetch it.")
+        return self._known

@@ -1,0 +1,160 @@
+"""Alarm clocks: whose time has come. What the sweep plans, and the claims of those who look."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from pipeline.jobs import State, Via
+from pipeline.store.moves import Move, advance
+
+DEAD_AFTER_S = 15.0
+"""A worker that has not renewed its heartbeat for so long is taken for dead. False suspicion is harmless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What waits to be looked at, by the duty that does it."""
+
+    submit: bool
+    poll: bool
+    reconcile: bool
+    probe: bool
+
+
+_DUE = text("""
+    UPDATE account SET swept_at = clock_timestamp() WHERE id = 1
+    RETURNING
+        EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND due_at <= statement_timestamp()) AS submit,
+        EXISTS (SELECT 1 FROM jobs WHERE state = 'processing' AND due_at <= statement_timestamp())
+            OR EXISTS (SELECT 1 FROM jobs WHERE state = 'expired' AND due_at <= statement_timestamp()) AS poll,
+        EXISTS (SELECT 1 FROM jobs WHERE state = 'unknown' AND due_at <= statement_timestamp()) AS reconcile,
+        halted_reason IS NOT NULL AND probe_at <= statement_timestamp() AS probe
+""")
+
+
+def due(tx: Connection) -> Due:
+    """Which duties have something to do now; remembers when the sweep last ran."""
+    return Due(*tx.execute(_DUE).one())
+
+
+_LOST_CLAIMS = text("""
+    WITH dead AS (
+        SELECT a.id AS attempt_id, j.id AS job_id, a.outcome,
+               j.due_at <= statement_timestamp() AS lease_over
+        FROM jobs j
+        JOIN attempts a ON a.id = j.current_attempt
+        LEFT JOIN workers w ON w.id = a.worker_id
+        WHERE j.state = 'submitting'
+          AND (j.due_at <= statement_timestamp() OR w.id IS NULL
+               OR greatest(w.beat_at, pg_postmaster_start_time())
+                  < statement_timestamp() - make_interval(secs => :dead_after_s))
+        ORDER BY j.id LIMIT 1000
+    ), ended AS (
+        UPDATE attempts a SET outcome = 'lost', ended_at = clock_timestamp(),
+            error = CASE WHEN d.lease_over THEN 'the lease ran out' ELSE 'the worker died' END
+        FROM dead d WHERE a.id = d.attempt_id AND a.outcome IS NULL
+    )
+    SELECT attempt_id, job_id, lease_over FROM dead
+""")
+
+
+def give_up_claims(tx: Connection, *, dead_after_s: float = DEAD_AFTER_S) -> list[UUID]:
+    """Make `unknown` of the submitting jobs whose worker is dead, or whose lease is over. Returns their ids."""
+    rows = tx.execute(_LOST_CLAIMS, {"dead_after_s": dead_after_s}).all()
+    moves = [
+        Move(
+            row.job_id,
+            State.UNKNOWN,
+            attempt_id=row.attempt_id,
+            due_s=0,
+            data={"why": "lease over" if row.lease_over else "worker dead"},
+        )
+        for row in rows
+    ]
+    return sorted(advance(tx, moves))
+
+
+def expire_queued(tx: Connection) -> list[UUID]:
+    """Expire the jobs that waited past their deadline without having been paid for. Returns their ids."""
+    statement = text("""
+        SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= statement_timestamp()
+        ORDER BY deadline_at LIMIT 1000
+    """)
+    ids = tx.execute(statement).scalars()
+    why = {"why": "the deadline passed before it was submitted"}
+    moves = [Move(job_id, State.EXPIRED, via=Via.DEADLINE, data=why) for job_id in ids]
+    return sorted(advance(tx, moves))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One job whose task is to be asked about. Times of day by the database's clock, `age_s` since its POST."""
+
+    job_id: UUID
+    state: str
+    attempt_id: UUID
+    prediction_id: str
+    age_s: float
+    past_deadline: bool
+
+
+_QUESTIONS = text("""
+    WITH asked AS (
+        UPDATE jobs j SET due_at = clock_timestamp() + make_interval(secs => :lease_s)
+        FROM (
+            SELECT id FROM jobs
+            WHERE due_at <= statement_timestamp() AND state IN ('processing', 'expired')
+            ORDER BY due_at LIMIT :at_most FOR UPDATE SKIP LOCKED
+        ) d WHERE j.id = d.id
+        RETURNING j.id, j.state, j.current_attempt, j.prediction_id, j.submitted_at, j.deadline_at
+    )
+    SELECT q.id, q.state, q.current_attempt, coalesce(q.prediction_id, a.prediction_id) AS prediction_id,
+           extract(epoch FROM clock_timestamp() - q.submitted_at)::float8 AS age_s,
+           q.deadline_at <= clock_timestamp() AS past_deadline
+    FROM asked q JOIN attempts a ON a.id = q.current_attempt
+""")
+
+
+def claim_questions(tx: Connection, *, at_most: int, lease_s: float) -> list[Question]:
+    """Take up to *at_most* jobs that are due to be polled; nobody else takes them for *lease_s* seconds."""
+    return [Question(*row) for row in tx.execute(_QUESTIONS, {"at_most": at_most, "lease_s": lease_s})]
+
+
+def ask_again(tx: Connection, job_ids: Mapping[UUID, float]) -> None:
+    """Set the next poll of each running job, in seconds from now; its deadline, when that is earlier."""
+    statement = text("""
+        UPDATE jobs j SET due_at = CASE
+            WHEN j.state = 'expired' THEN CASE
+                WHEN j.deadline_at > clock_timestamp() - interval '24 hours'
+                THEN clock_timestamp() + make_interval(secs => w.s) END
+            WHEN j.deadline_at > clock_timestamp()
+                THEN least(clock_timestamp() + make_interval(secs => w.s), j.deadline_at)
+            ELSE clock_timestamp() + make_interval(secs => w.s) END
+        FROM unnest(CAST(:ids AS uuid[]), CAST(:seconds AS float8[])) AS w(id, s)
+        WHERE j.id = w.id AND j.state IN ('processing', 'expired')
+    """)
+    if job_ids:
+        tx.execute(statement, {"ids": [str(job_id) for job_id in job_ids], "seconds": list(job_ids.values())})
+
+
+def count_missing(tx: Connection, attempt_id: UUID) -> tuple[int, float]:
+    """Count one more 404 for an attempt's task. Returns how many in a row, and the seconds since the first."""
+    statement = text("""
+        UPDATE attempts SET missing_polls = missing_polls + 1, missing_at = coalesce(missing_at, clock_timestamp())
+        WHERE id = :attempt_id
+        RETURNING missing_polls, extract(epoch FROM clock_timestamp() - missing_at)::float8
+    """)
+    row = tx.execute(statement, {"attempt_id": attempt_id}).one()
+    return row[0], row[1]
+
+
+def found_again(tx: Connection, attempt_ids: list[UUID]) -> None:
+    """The task answered: 404s before were a passing fault."""
+    statement = text("""
+        UPDATE attempts SET missing_polls = 0, missing_at = NULL
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND missing_polls > 0
+    """)
+    if attempt_ids:
+        tx.execute(statement, {"ids": [str(attempt_id) for attempt_id in attempt_ids]})

@@ -1,0 +1,94 @@
+"""What became of each paid POST: first on its own attempt, whatever happened since; then on its job."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from pipeline.jobs import Outcome, State
+from pipeline.store.moves import Move, advance, note
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How one attempt ended, and where that takes its job."""
+
+    attempt_id: UUID
+    outcome: Outcome
+    move: Move
+    prediction_id: str | None = None
+    http_status: int | None = None
+    error: str | None = None  # the provider's words, cut
+
+
+# What is known to be accepted stays so; 'lost' and 'absent' are only what we believed until better evidence came.
+# An id that another attempt holds was adopted there from the list, for an equal job: this one looks for the other's.
+_RECORD = text("""
+    WITH answered AS (
+        SELECT w.*, w.prediction_id IS NOT NULL AND EXISTS (
+            SELECT 1 FROM attempts o WHERE o.prediction_id = w.prediction_id AND o.id <> w.attempt_id) AS taken
+        FROM jsonb_to_recordset(CAST(:answers AS jsonb)) AS w(
+            attempt_id uuid, outcome text, prediction_id text, http_status int, error text)
+    )
+    UPDATE attempts a SET
+        outcome = CASE WHEN w.taken THEN 'lost' ELSE w.outcome END,
+        prediction_id = CASE WHEN w.taken THEN a.prediction_id ELSE coalesce(a.prediction_id, w.prediction_id) END,
+        http_status = coalesce(w.http_status, a.http_status),
+        error = w.error,
+        ended_at = clock_timestamp()
+    FROM answered w
+    WHERE a.id = w.attempt_id AND (a.outcome IS NULL OR a.outcome IN ('lost', 'absent'))
+    RETURNING a.id, w.taken
+""")
+
+_OTHERS = text("""
+    SELECT 1 FROM attempts WHERE job_id = :job_id AND id <> :attempt_id AND outcome = 'accepted' LIMIT 1
+""")
+
+
+def record(tx: Connection, answers: Sequence[Answer]) -> set[UUID]:
+    """
+    Record *answers*, each on its own attempt, and move the jobs that still wait for them.
+
+    A late answer of an attempt that is not the job's current one is kept, and moves nothing; when it was
+    accepted beside another, that is a double charge, and said so in the job's history.
+
+    Returns:
+        The ids of the jobs that moved.
+    """
+    rows = [
+        {
+            "attempt_id": str(answer.attempt_id),
+            "outcome": answer.outcome,
+            "prediction_id": answer.prediction_id,
+            "http_status": answer.http_status,
+            "error": answer.error,
+        }
+        for answer in answers
+    ]
+    taken = {row.id for row in tx.execute(_RECORD, {"answers": json.dumps(rows)}) if row.taken}
+    moved = advance(tx, [answer.move for answer in answers if answer.attempt_id not in taken])
+    for answer in answers:
+        if answer.attempt_id in taken:
+            moved |= advance(tx, [_look_again(answer.move)])
+        elif answer.outcome is Outcome.ACCEPTED and answer.move.job_id not in moved:
+            _flag_double_charge(tx, answer)
+    return moved
+
+
+def _look_again(move: Move) -> Move:
+    return Move(
+        move.job_id,
+        State.UNKNOWN,
+        attempt_id=move.attempt_id,
+        due_s=0,
+        data={"why": "the answer names a task that an equal job adopted; one of the two is still to be found"},
+    )
+
+
+def _flag_double_charge(tx: Connection, answer: Answer) -> None:
+    found = tx.execute(_OTHERS, {"job_id": answer.move.job_id, "attempt_id": answer.attempt_id}).first()
+    if found:
+        note(tx, answer.move.job_id, "job.charged_twice", prediction_id=answer.prediction_id)

@@ -1,0 +1,168 @@
+"""The inbox: every authentic callback is kept, and the one that brings news moves its job, in one statement."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from pipeline.jobs import FINAL, IN_FLIGHT, State, Via
+from pipeline.predictions import Prediction, Status
+from pipeline.store.moves import LEGAL, note
+from pipeline.store.tables import Verdict, new_id
+
+_TARGETS = {
+    Status.COMPLETED: State.COMPLETED,
+    Status.FAILED: State.FAILED,
+    Status.RUNNING: State.PROCESSING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One callback as it came: the token of its URL, the headers worth keeping, the raw bytes."""
+
+    token: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What became of a callback: its verdict, and its job unless the token is nobody's."""
+
+    verdict: str
+    job_id: UUID | None = None
+    attempt_id: UUID | None = None
+    before: str | None = None  # the job's state when it came
+
+
+# The URL is not covered by the signature, so an authentic body proves itself by its id and model as well. The verdict
+# of an earlier attempt counts; but its failure does not end a job whose later attempt is under way and was paid for.
+_HEAR = text("""
+    WITH known AS MATERIALIZED (
+        SELECT a.id AS attempt_id, a.prediction_id, a.job_id, j.state, j.model, j.settled_by,
+               j.current_attempt = a.id AS current
+        FROM attempts a JOIN jobs j ON j.id = a.job_id
+        WHERE a.token = :token FOR UPDATE OF j, a
+    ), judged AS (
+        SELECT k.*, CASE
+            WHEN k.prediction_id <> :prediction_id
+              OR k.prediction_id IS NULL AND (k.model <> coalesce(:model, k.model)
+                 OR EXISTS (SELECT 1 FROM attempts o WHERE o.prediction_id = :prediction_id)) THEN 'suspicious'
+            WHEN (k.state || '>' || :to) = ANY(:legal)
+              AND (k.current OR :to = 'completed' OR k.state <> ALL(:in_flight)) THEN 'applied'
+            WHEN k.state = :to AND k.settled_by = :via OR k.state = :to AND :to = 'processing' THEN 'duplicate'
+            ELSE 'late' END AS verdict
+        FROM known k
+    ), learnt AS (
+        UPDATE attempts a SET prediction_id = :prediction_id, outcome = 'accepted',
+               ended_at = coalesce(a.ended_at, clock_timestamp())
+        FROM judged g WHERE a.id = g.attempt_id AND g.verdict <> 'suspicious' AND a.outcome IS DISTINCT FROM 'accepted'
+    ), moved AS (
+        UPDATE jobs j SET
+            state = :to,
+            due_at = CASE WHEN :to = 'processing'
+                THEN least(clock_timestamp() + make_interval(secs => :poll_s), j.deadline_at) END,
+            finished_at = CASE WHEN :to = ANY(:final) THEN clock_timestamp() END,
+            settled_by = CASE WHEN :to = ANY(:final) THEN :via ELSE j.settled_by END,
+            prediction_id = :prediction_id,
+            outputs = coalesce(CAST(:outputs AS jsonb), j.outputs),
+            error = coalesce(CAST(:error AS jsonb), j.error),
+            inference_ms = coalesce(:inference_ms, j.inference_ms),
+            last_seq = j.last_seq + 1
+        FROM judged g WHERE j.id = g.job_id AND g.verdict = 'applied'
+        RETURNING j.id, j.last_seq, g.state AS "from"
+    ), told AS (
+        INSERT INTO events (job_id, seq, at, kind, data)
+        SELECT id, last_seq, clock_timestamp(), 'job.' || :to, jsonb_build_object('from', "from", 'via', :via)
+        FROM moved
+    )
+    INSERT INTO callbacks (id, received_at, token, attempt_id, job_id, prediction_id, verdict, headers, body)
+    SELECT :id, clock_timestamp(), :token, g.attempt_id, g.job_id, :prediction_id, coalesce(g.verdict, 'orphan'),
+           CAST(:headers AS jsonb), :body
+    FROM (SELECT 1) always LEFT JOIN judged g ON true
+    RETURNING verdict, job_id, attempt_id, (SELECT state FROM judged), (SELECT current FROM judged)
+""")
+
+
+def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: float) -> Heard:
+    """
+    Keep a fresh callback and let it move its job, if the job's state allows.
+
+    *poll_s* is when to ask for the result of a task that the callback says is still running, in seconds.
+    """
+    to = _TARGETS[prediction.status]
+    row = tx.execute(
+        _HEAR,
+        {
+            **_filed(delivery),
+            "prediction_id": prediction.id,
+            "model": prediction.model,
+            "to": to,
+            "via": Via.WEBHOOK,
+            "legal": LEGAL,
+            "final": sorted(FINAL),
+            "in_flight": sorted(IN_FLIGHT),
+            "poll_s": poll_s,
+            "outputs": json.dumps(prediction.files) if to is State.COMPLETED else None,
+            "error": json.dumps(prediction.problem) if to is State.FAILED else None,
+            "inference_ms": prediction.inference_ms,
+        },
+    ).one()
+    heard = Heard(row.verdict, row.job_id, row.attempt_id, row.state)
+    if heard.job_id and heard.verdict == Verdict.APPLIED and not row.current and row.state in IN_FLIGHT:
+        note(tx, heard.job_id, "job.charged_twice", prediction_id=prediction.id)
+    return heard
+
+
+_FILE = text("""
+    WITH known AS (
+        SELECT a.id AS attempt_id, a.job_id, j.state FROM attempts a JOIN jobs j ON j.id = a.job_id
+        WHERE a.token = :token
+    ), hinted AS (  -- at most one poll in 10 s may be provoked by callbacks that are not believed
+        UPDATE attempts a SET hint_id = coalesce(:prediction_id, a.hint_id), hinted_at = clock_timestamp()
+        FROM known k WHERE a.id = k.attempt_id
+          AND (a.hinted_at IS NULL OR a.hinted_at < clock_timestamp() - interval '10 seconds')
+        RETURNING a.job_id
+    ), woken AS (
+        UPDATE jobs j SET due_at = clock_timestamp()
+        FROM hinted h WHERE j.id = h.job_id AND j.state IN ('processing', 'unknown', 'expired')
+    )
+    INSERT INTO callbacks (id, received_at, token, attempt_id, job_id, prediction_id, verdict, headers, body)
+    SELECT :id, clock_timestamp(), :token, k.attempt_id, k.job_id, :prediction_id,
+           CASE WHEN k.job_id IS NULL AND :verdict <> 'unreadable' THEN 'orphan' ELSE :verdict END,
+           CAST(:headers AS jsonb), :body
+    FROM (SELECT 1) always LEFT JOIN known k ON true
+    RETURNING verdict, job_id, attempt_id, (SELECT state FROM known)
+""")
+
+
+def file(tx: Connection, delivery: Delivery, verdict: str, *, prediction_id: str | None) -> Heard:
+    """Keep a callback whose body is not believed (stale, unreadable), and have its job looked at now."""
+    parameters = {**_filed(delivery), "verdict": verdict, "prediction_id": prediction_id}
+    return Heard(*tx.execute(_FILE, parameters).one())
+
+
+def look_now(tx: Connection, attempt_id: UUID) -> None:
+    """Have an attempt's job asked about at once, at most once in 10 s: a callback for it does not fit."""
+    statement = text("""
+        WITH hinted AS (
+            UPDATE attempts SET hinted_at = clock_timestamp()
+            WHERE id = :attempt_id AND (hinted_at IS NULL OR hinted_at < clock_timestamp() - interval '10 seconds')
+            RETURNING job_id
+        )
+        UPDATE jobs j SET due_at = clock_timestamp()
+        FROM hinted h WHERE j.id = h.job_id AND j.state IN ('processing', 'unknown', 'expired')
+    """)
+    tx.execute(statement, {"attempt_id": attempt_id})
+
+
+def _filed(delivery: Delivery) -> dict[str, object]:
+    return {
+        "id": new_id(),
+        "token": delivery.token,
+        "headers": json.dumps(dict(delivery.headers)),
+        "body": delivery.body,
+    }

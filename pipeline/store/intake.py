@@ -1,0 +1,91 @@
+"""New jobs in: a job is accepted when its row is committed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from pipeline.errors import IdempotencyConflict
+from pipeline.store.tables import IdempotencyKeyRow, new_id
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job that was checked and may be stored. `deadline_s` counts from `run_at`, or from now."""
+
+    service_id: UUID
+    model: str
+    input: Mapping[str, Any]
+    deadline_s: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = 0
+    run_at: datetime | None = None
+    retry_of: UUID | None = None
+    id: UUID = field(default_factory=new_id)
+
+
+_INSERT = text("""
+    WITH made AS (
+        INSERT INTO jobs (id, service_id, model, input, options, metadata, state, priority,
+                          run_at, due_at, deadline_at, retry_of, last_seq, created_at)
+        SELECT n.id, n.service_id, n.model, n.input, n.options, n.metadata, 'queued', n.priority,
+               starts, starts, starts + make_interval(secs => n.deadline_s), n.retry_of, 1, clock_timestamp()
+        FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS n(
+            id uuid, service_id uuid, model text, input jsonb, options jsonb, metadata jsonb, priority int,
+            run_at timestamptz, deadline_s float8, retry_of uuid),
+            LATERAL (SELECT coalesce(n.run_at, clock_timestamp()) AS starts) s
+        RETURNING id, created_at
+    )
+    INSERT INTO events (job_id, seq, at, kind) SELECT id, 1, created_at, 'job.queued' FROM made
+""")
+
+
+def add(tx: Connection, jobs: Sequence[NewJob]) -> None:
+    """Store *jobs*, queued, with the first line of their history."""
+    rows = [
+        {
+            "id": str(job.id),
+            "service_id": str(job.service_id),
+            "model": job.model,
+            "input": job.input,
+            "options": job.options,
+            "metadata": job.metadata,
+            "priority": job.priority,
+            "run_at": job.run_at and job.run_at.isoformat(),
+            "deadline_s": job.deadline_s,
+            "retry_of": job.retry_of and str(job.retry_of),
+        }
+        for job in jobs
+    ]
+    tx.execute(_INSERT, {"jobs": json.dumps(rows)})
+
+
+def add_once(tx: Connection, job: NewJob, key: str, fingerprint: bytes) -> tuple[UUID, bool]:
+    """
+    Store *job* unless its service used *key* before. Of any number of equal calls at once, one stores it.
+
+    Returns:
+        The id of the one job this key names, and whether this call made it.
+
+    Raises:
+        IdempotencyConflict: The key was used for another request.
+    """
+    claim = insert(IdempotencyKeyRow).values(service_id=job.service_id, key=key, fingerprint=fingerprint, job_id=job.id)
+    mine = tx.execute(claim.on_conflict_do_nothing().returning(IdempotencyKeyRow.job_id)).first()
+    if mine:
+        add(tx, [job])
+        return job.id, True
+    # ON CONFLICT waited for the other transaction, so its row is there for this statement to see.
+    query = select(IdempotencyKeyRow.job_id, IdempotencyKeyRow.fingerprint).where(
+        IdempotencyKeyRow.service_id == job.service_id, IdempotencyKeyRow.key == key
+    )
+    job_id, earlier = tx.execute(query).one()
+    if earlier != fingerprint:
+        raise IdempotencyConflict("Use a new Idempotency-Key for a new request, or repeat the first one unchanged.")
+    return job_id, False

@@ -1,0 +1,152 @@
+"""Attempts whose answer was lost: what was sent, what the provider's list may hold, and the two ways out of doubt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from pipeline.jobs import State, Via
+from pipeline.predictions import Prediction, Status
+from pipeline.store.moves import Move, advance, note
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """An attempt whose answer was lost: what was sent, and when by the database's clock."""
+
+    job_id: UUID
+    attempt_id: UUID
+    model: str
+    input: Mapping[str, Any]
+    started_at: datetime
+    ended_at: datetime
+    age_s: float  # since it ended
+    absent_s: float | None  # since the first complete list without it
+    hint_id: str | None
+
+
+_MISSING = text("""
+    WITH taken AS (
+        UPDATE jobs j SET due_at = clock_timestamp() + make_interval(secs => :lease_s)
+        FROM (
+            SELECT id FROM jobs WHERE state = 'unknown' AND due_at <= statement_timestamp()
+            ORDER BY due_at LIMIT :at_most FOR UPDATE SKIP LOCKED
+        ) d WHERE j.id = d.id
+        RETURNING j.id, j.current_attempt, j.model, j.input
+    )
+    SELECT t.id, a.id, t.model, t.input, a.started_at, coalesce(a.ended_at, a.started_at),
+           extract(epoch FROM clock_timestamp() - coalesce(a.ended_at, a.started_at))::float8,
+           extract(epoch FROM clock_timestamp() - a.absent_at)::float8, a.hint_id
+    FROM taken t JOIN attempts a ON a.id = t.current_attempt
+""")
+
+
+def claim_missing(tx: Connection, *, at_most: int, lease_s: float) -> list[Missing]:
+    """Take up to *at_most* unknown jobs whose time has come, for *lease_s* seconds."""
+    return [Missing(*row) for row in tx.execute(_MISSING, {"at_most": at_most, "lease_s": lease_s})]
+
+
+def now(tx: Connection) -> datetime:
+    """The database's clock."""
+    return tx.execute(text("SELECT clock_timestamp()")).scalar_one()  # type: ignore[no-any-return]
+
+
+def known_ids(tx: Connection, prediction_ids: Sequence[str]) -> set[str]:
+    """Which of these tasks an attempt of ours already holds."""
+    statement = text("SELECT prediction_id FROM attempts WHERE prediction_id = ANY(:ids)")
+    return set(tx.execute(statement, {"ids": list(prediction_ids)}).scalars())
+
+
+def rivals(tx: Connection, missing: Missing) -> int:
+    """
+    How many other attempts for the same model, started about when this one was under way, have no task yet.
+
+    Each of them may own what the list shows without inputs.
+    """
+    statement = text("""
+        SELECT count(*) FROM attempts a JOIN jobs j ON j.id = a.job_id
+        WHERE a.id <> :attempt_id AND j.model = :model AND a.prediction_id IS NULL
+          AND (a.outcome IS NULL OR a.outcome = 'lost')
+          AND a.started_at BETWEEN CAST(:first AS timestamptz) - interval '5 minutes' AND :last
+          AND coalesce(a.ended_at, clock_timestamp()) >= CAST(:first AS timestamptz) - interval '4 seconds'
+    """)
+    parameters = {
+        "attempt_id": missing.attempt_id,
+        "model": missing.model,
+        "first": missing.started_at,
+        "last": missing.ended_at,
+    }
+    return int(tx.execute(statement, parameters).scalar_one())
+
+
+_ADOPT = text("""
+    UPDATE attempts SET prediction_id = :prediction_id, outcome = 'accepted', error = NULL
+    WHERE id = :attempt_id AND outcome = 'lost' AND prediction_id IS NULL
+      AND NOT EXISTS (SELECT 1 FROM attempts o WHERE o.prediction_id = :prediction_id)
+    RETURNING id
+""")
+
+
+def adopt(tx: Connection, missing: Missing, found: Prediction, *, poll_s: float, why: str) -> bool:
+    """Give a found task to the attempt that lost it, and the job whatever verdict the task already has."""
+    if not tx.execute(_ADOPT, {"prediction_id": found.id, "attempt_id": missing.attempt_id}).first():
+        return False
+    done = found.status is not Status.RUNNING
+    to = {Status.COMPLETED: State.COMPLETED, Status.FAILED: State.FAILED}.get(found.status, State.PROCESSING)
+    move = Move(
+        missing.job_id,
+        to,
+        attempt_id=missing.attempt_id,
+        due_s=None if done else poll_s,
+        via=Via.LIST if done else None,
+        prediction_id=found.id,
+        outputs=found.files if to is State.COMPLETED else None,
+        error=found.problem,
+        inference_ms=found.inference_ms,
+        data={"via": Via.LIST, "prediction_id": found.id, "why": why},
+    )
+    return bool(advance(tx, [move]))
+
+
+def requeue_absent(tx: Connection, missing: Missing, *, why: str) -> bool:
+    """It is proven that the POST was never accepted: the job may be submitted again."""
+    statement = text("UPDATE attempts SET outcome = 'absent' WHERE id = :id AND outcome = 'lost' RETURNING id")
+    if not tx.execute(statement, {"id": missing.attempt_id}).first():
+        return False
+    move = Move(missing.job_id, State.QUEUED, attempt_id=missing.attempt_id, due_s=0, data={"why": why})
+    return bool(advance(tx, [move]))
+
+
+def looked(tx: Connection, missing: Missing, *, absent: bool, next_s: float, **seen: object) -> None:
+    """
+    Write down that the list was read: what it showed, and when to read it again, in seconds.
+
+    *absent*: the read was complete and showed nothing that could be this attempt's task.
+    """
+    parameters = {"job_id": missing.job_id, "id": missing.attempt_id, "next_s": next_s, "absent": absent}
+    tx.execute(
+        text("""
+            UPDATE attempts SET hint_id = NULL,
+                absent_at = CASE WHEN :absent THEN coalesce(absent_at, clock_timestamp()) END
+            WHERE id = :id
+        """),
+        parameters,
+    )
+    statement = text("""
+        UPDATE jobs SET due_at = clock_timestamp() + make_interval(secs => :next_s)
+        WHERE id = :job_id AND state = 'unknown' AND current_attempt = :id
+    """)
+    tx.execute(statement, parameters)
+    note(tx, missing.job_id, "attempt.looked_for", absent=absent, next_look_s=round(next_s, 1), **seen)
+
+
+def postpone(tx: Connection, missing: Sequence[Missing], next_s: float) -> None:
+    """The list could not be read: nothing is concluded, look again in *next_s* seconds."""
+    statement = text("""
+        UPDATE jobs SET due_at = clock_timestamp() + make_interval(secs => :next_s)
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'unknown'
+    """)
+    tx.execute(statement, {"ids": [str(one.job_id) for one in missing], "next_s": next_s})

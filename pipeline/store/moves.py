@@ -1,0 +1,117 @@
+"""The one guarded UPDATE through which every job changes its state, and the one INSERT into its history."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from pipeline.jobs import FINAL, TRANSITIONS, State, Via
+
+LEGAL = sorted(f"{source}>{target}" for source, targets in TRANSITIONS.items() for target in targets)
+"""The table of states as the guard reads it: `queued>submitting`, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """
+    One job to be moved, if the row still allows it.
+
+    `attempt_id` fences: the job moves only while that attempt is its current one. `due_s` sets the alarm
+    clock, in seconds from now (for a processing job the deadline, when that is earlier); None stops it.
+    Every other None leaves what is there.
+    """
+
+    job_id: UUID
+    to: State
+    attempt_id: UUID | None = None
+    due_s: float | None = None
+    via: Via | None = None
+    prediction_id: str | None = None
+    outputs: Sequence[Mapping[str, Any]] | None = None
+    error: Mapping[str, Any] | None = None
+    inference_ms: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)  # goes into the event
+    kind: str | None = None  # of the event; `job.<state>` unless given
+
+
+_ADVANCE = text("""
+    WITH wanted AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:moves AS jsonb)) AS w(
+            job_id uuid, "to" text, attempt_id uuid, due_s float8, via text, prediction_id text,
+            outputs jsonb, error jsonb, inference_ms int, data jsonb, kind text)
+    ), locked AS (  -- in the order of ids, so that two batches never wait for one another in a circle
+        SELECT j.id, j.state AS "from" FROM jobs j WHERE j.id IN (SELECT job_id FROM wanted)
+        ORDER BY j.id FOR UPDATE
+    ), moved AS (
+        UPDATE jobs j SET
+            state = w."to",
+            due_at = CASE WHEN w."to" = :processing
+                THEN least(clock_timestamp() + make_interval(secs => w.due_s), j.deadline_at)
+                ELSE clock_timestamp() + make_interval(secs => w.due_s) END,
+            finished_at = CASE WHEN w."to" = ANY(:final) THEN clock_timestamp() END,
+            settled_by = coalesce(w.via, j.settled_by),
+            prediction_id = coalesce(w.prediction_id, j.prediction_id),
+            outputs = coalesce(w.outputs, j.outputs),
+            error = coalesce(w.error, j.error),
+            inference_ms = coalesce(w.inference_ms, j.inference_ms),
+            last_seq = j.last_seq + 1
+        FROM wanted w JOIN locked l ON l.id = w.job_id
+        WHERE j.id = l.id
+          AND (l."from" || '>' || w."to") = ANY(:legal)
+          AND (w.attempt_id IS NULL OR w.attempt_id = j.current_attempt)
+        RETURNING j.id, j.last_seq, l."from", w.kind, w.data
+    ), told AS (
+        INSERT INTO events (job_id, seq, at, kind, data)
+        SELECT id, last_seq, clock_timestamp(), kind, jsonb_build_object('from', "from") || data FROM moved
+    )
+    SELECT id FROM moved
+""")
+
+
+def advance(tx: Connection, moves: Iterable[Move]) -> set[UUID]:
+    """
+    Move each job, if the state it is in now allows that, and write the move to its history.
+
+    A job may stand in *moves* once. Losing is normal and raises nothing: a repeat, a late callback, a
+    worker that lost the race.
+
+    Returns:
+        The ids of the jobs that this call moved.
+    """
+    wanted = [
+        {
+            "job_id": str(move.job_id),
+            "to": move.to,
+            "attempt_id": move.attempt_id and str(move.attempt_id),
+            "due_s": move.due_s,
+            "via": move.via,
+            "prediction_id": move.prediction_id,
+            "outputs": move.outputs,
+            "error": move.error,
+            "inference_ms": move.inference_ms,
+            "data": move.data,
+            "kind": move.kind or f"job.{move.to}",
+        }
+        for move in moves
+    ]
+    if not wanted:
+        return set()
+    parameters = {"moves": json.dumps(wanted), "legal": LEGAL, "final": sorted(FINAL), "processing": State.PROCESSING}
+    return set(tx.execute(_ADVANCE, parameters).scalars())
+
+
+_NOTE = text("""
+    WITH noted AS (
+        UPDATE jobs SET last_seq = last_seq + 1 WHERE id = :job_id RETURNING id, last_seq
+    )
+    INSERT INTO events (job_id, seq, at, kind, data)
+    SELECT id, last_seq, clock_timestamp(), :kind, CAST(:data AS jsonb) FROM noted
+""")
+
+
+def note(tx: Connection, job_id: UUID, kind: str, **data: object) -> None:
+    """Write something that happened to a job without moving it."""
+    tx.execute(_NOTE, {"job_id": job_id, "kind": kind, "data": json.dumps(data)})

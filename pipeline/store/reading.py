@@ -1,0 +1,76 @@
+"""Reading jobs: what doors and operators see. Nothing here writes."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, select
+
+from pipeline.store.tables import AttemptRow, EventRow, JobRow, ServiceRow
+
+_JOB = (
+    JobRow.id,
+    JobRow.state,
+    JobRow.model,
+    JobRow.input,
+    JobRow.options,
+    JobRow.caller_data,
+    JobRow.outputs,
+    JobRow.error,
+    ServiceRow.name.label("service"),
+    JobRow.priority,
+    JobRow.run_at,
+    JobRow.due_at,
+    JobRow.deadline_at,
+    JobRow.attempts,
+    JobRow.prediction_id,
+    JobRow.settled_by,
+    JobRow.inference_ms,
+    JobRow.retry_of,
+    JobRow.created_at,
+    JobRow.submitted_at,
+    JobRow.finished_at,
+)
+
+
+def job(tx: Connection, job_id: UUID, *, service_id: UUID | None = None) -> Any | None:
+    """One job with its service's name; None when there is none, or it is not that service's."""
+    query = select(*_JOB).join(ServiceRow, ServiceRow.id == JobRow.service_id).where(JobRow.id == job_id)
+    if service_id:
+        query = query.where(JobRow.service_id == service_id)
+    return tx.execute(query).first()
+
+
+def jobs(tx: Connection, *, state: str | None = None, after: UUID | None = None, limit: int = 20) -> Sequence[Any]:
+    """The newest jobs, older than *after* if given."""
+    query = select(*_JOB).join(ServiceRow, ServiceRow.id == JobRow.service_id)
+    if state:
+        query = query.where(JobRow.state == state)
+    if after:
+        query = query.where(JobRow.id < after)
+    return tx.execute(query.order_by(JobRow.id.desc()).limit(limit)).all()
+
+
+def states(tx: Connection, job_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """The state each of these jobs is in."""
+    return {row.id: row.state for row in tx.execute(select(JobRow.id, JobRow.state).where(JobRow.id.in_(job_ids)))}
+
+
+def attempts(tx: Connection, job_id: UUID) -> Sequence[Any]:
+    """A job's attempts, first to last, without their secret tokens."""
+    query = select(
+        AttemptRow.number,
+        AttemptRow.started_at,
+        AttemptRow.ended_at,
+        AttemptRow.outcome,
+        AttemptRow.prediction_id,
+        AttemptRow.http_status,
+        AttemptRow.error,
+    )
+    return tx.execute(query.where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)).all()
+
+
+def events(tx: Connection, job_id: UUID) -> Sequence[Any]:
+    """What happened to a job, in order."""
+    query = select(EventRow.seq, EventRow.at, EventRow.kind, EventRow.data)
+    return tx.execute(query.where(EventRow.job_id == job_id).order_by(EventRow.seq)).all()

@@ -1,0 +1,75 @@
+"""The callers and their keys."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from pipeline.store.tables import NOW, ServiceRow, new_id
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A caller, as the doors know it."""
+
+    id: UUID
+    name: str
+    operator: bool
+    created_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+_COLUMNS = (ServiceRow.id, ServiceRow.name, ServiceRow.operator, ServiceRow.created_at, ServiceRow.revoked_at)
+
+
+def create(tx: Connection, name: str, *, operator: bool = False) -> str | None:
+    """
+    Add a service and return its new key, which is kept nowhere; None when the name is taken.
+
+    The key is 256 random bits, so a plain hash of it is as good as a slow one.
+    """
+    key = f"pk_{secrets.token_urlsafe(32)}"
+    statement = upsert(ServiceRow).values(id=new_id(), name=name, key_hash=_hash(key), operator=operator)
+    made = tx.execute(statement.on_conflict_do_nothing(index_elements=["name"]).returning(ServiceRow.id)).first()
+    return key if made else None
+
+
+def by_key(tx: Connection, key: str) -> Service | None:
+    """The service whose key this is, unless it was revoked."""
+    return _first(tx, ServiceRow.key_hash == _hash(key), ServiceRow.revoked_at.is_(None))
+
+
+def by_name(tx: Connection, name: str) -> Service | None:
+    """The service of that name, unless it was revoked."""
+    return _first(tx, ServiceRow.name == name, ServiceRow.revoked_at.is_(None))
+
+
+def everyone(tx: Connection) -> list[Service]:
+    """All services, by name, revoked ones too."""
+    return [Service(*row) for row in tx.execute(select(*_COLUMNS).order_by(ServiceRow.name))]
+
+
+def rotate(tx: Connection, name: str) -> str | None:
+    """Give a service a new key, which ends the old one (and a revocation); None when there is no such service."""
+    key = f"pk_{secrets.token_urlsafe(32)}"
+    statement = update(ServiceRow).where(ServiceRow.name == name).values(key_hash=_hash(key), revoked_at=None)
+    return key if tx.execute(statement).rowcount else None
+
+
+def revoke(tx: Connection, name: str) -> bool:
+    """Refuse a service's key from now on. Its jobs go on."""
+    statement = update(ServiceRow).where(ServiceRow.name == name).values(revoked_at=NOW)
+    return tx.execute(statement).rowcount > 0
+
+
+def _first(tx: Connection, *conditions: object) -> Service | None:
+    row = tx.execute(select(*_COLUMNS).where(*conditions)).first()  # type: ignore[arg-type]
+    return Service(*row) if row else None
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

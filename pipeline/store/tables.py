@@ -1,0 +1,271 @@
+"""
+The schema. What must never break is repeated here as constraints, made from the table of states.
+
+Everything lives in the Postgres schema `pipeline`. Ids are UUIDv7, made by us, so they sort by time on
+every Postgres from 14 on. Times are `timestamptz`, by the database's clock.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import uuid_utils.compat
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from pipeline.jobs import ALARMED, FINAL, IN_FLIGHT, Outcome, State, Via
+
+SCHEMA = "pipeline"
+
+Json = dict[str, Any]
+
+
+def new_id() -> UUID:
+    """A UUIDv7: unique, and ordered by the time it was made."""
+    return uuid_utils.compat.uuid7()
+
+
+def one_of(column: str, values: Iterable[str]) -> str:
+    """An SQL condition: *column* is one of *values*, in an order that does not change between runs."""
+    return f"{column} IN ({', '.join(repr(str(value)) for value in sorted(values))})"
+
+
+class Verdict:
+    """What became of an authentic callback."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"
+    LATE = "late"
+    STALE = "stale"
+    ORPHAN = "orphan"
+    SUSPICIOUS = "suspicious"
+    UNREADABLE = "unreadable"
+    ALL = (APPLIED, DUPLICATE, LATE, STALE, ORPHAN, SUSPICIOUS, UNREADABLE)
+
+
+class Base(DeclarativeBase):
+    """Naming convention and column types of all tables."""
+
+    metadata = MetaData(
+        schema=SCHEMA,
+        naming_convention={
+            "pk": "%(table_name)s_pk",
+            "fk": "%(table_name)s_%(column_0_name)s_fk",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        },
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way
+        str: Text,
+        bytes: LargeBinary,
+        datetime: TIMESTAMP(timezone=True),
+        Json: JSONB,
+        list[Any]: JSONB,
+    }
+
+
+NOW = func.clock_timestamp()
+
+
+class ServiceRow(Base):
+    """A caller. Its key is shown once and kept only as a hash."""
+
+    __tablename__ = "services"
+    __table_args__ = (
+        CheckConstraint("name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'", name="name"),
+        CheckConstraint("weight BETWEEN 1 AND 1000", name="weight"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    key_hash: Mapped[bytes] = mapped_column(unique=True)  # SHA-256 of the key; the key itself has 256 random bits
+    operator: Mapped[bool] = mapped_column(server_default=text("false"))  # sees every service's jobs
+    weight: Mapped[int] = mapped_column(SmallInteger, server_default="1")  # its share under backlog
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    revoked_at: Mapped[datetime | None]
+
+
+class JobRow(Base):
+    """One job, and all its truth: state, alarm clock, verdict. Nothing but the id is unique."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(one_of("state", State), name="state"),
+        CheckConstraint(f"due_at IS NOT NULL OR NOT {one_of('state', ALARMED)}", name="live_has_alarm"),
+        CheckConstraint(f"due_at IS NULL OR NOT {one_of('state', FINAL)}", name="final_has_no_alarm"),
+        CheckConstraint(f"(finished_at IS NOT NULL) = ({one_of('state', FINAL)})", name="finished"),
+        CheckConstraint(f"current_attempt IS NOT NULL OR NOT {one_of('state', IN_FLIGHT)}", name="attempted"),
+        CheckConstraint(f"outputs IS NOT NULL OR state <> '{State.COMPLETED}'", name="completed_has_outputs"),
+        CheckConstraint(f"error IS NOT NULL OR state <> '{State.FAILED}'", name="failed_has_error"),
+        CheckConstraint(f"settled_by IS NULL OR {one_of('settled_by', Via)}", name="settled_by"),
+        CheckConstraint("priority BETWEEN -10 AND 10", name="priority"),
+        # The sweep's: whose time has come, state by state.
+        Index("jobs_due_idx", "state", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        # The fair claim's: each service's own queue, in order.
+        Index(
+            "jobs_queue_idx",
+            "service_id",
+            text("priority DESC"),
+            "due_at",
+            postgresql_where=text(f"state = '{State.QUEUED}'"),
+        ),
+        # Waiting jobs are found dead on time wherever they stand in the queue; running ones by their alarm.
+        Index("jobs_deadline_idx", "deadline_at", postgresql_where=text(f"state = '{State.QUEUED}'")),
+        {"postgresql_with": {"fillfactor": "80"}},  # a job is updated a few times in its first minute, in place
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    service_id: Mapped[UUID] = mapped_column(ForeignKey("services.id"))
+    model: Mapped[str]
+    input: Mapped[Json]  # exactly what is sent to the provider
+    options: Mapped[Json] = mapped_column(server_default=text("'{}'"))  # what we honour ourselves
+    caller_data: Mapped[Json] = mapped_column("metadata", server_default=text("'{}'"))  # the caller's own
+    state: Mapped[str] = mapped_column(server_default=State.QUEUED)
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    run_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    due_at: Mapped[datetime | None]  # when somebody must look, if nothing happens before
+    deadline_at: Mapped[datetime]
+    current_attempt: Mapped[UUID | None]
+    attempts: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    prediction_id: Mapped[str | None]  # of the attempt that counts
+    outputs: Mapped[list[Any] | None]  # [{"url", "nsfw"}], in the provider's order
+    error: Mapped[Json | None]  # {"code", "message", "provider_code"}
+    settled_by: Mapped[str | None]
+    inference_ms: Mapped[int | None]
+    retry_of: Mapped[UUID | None]
+    last_seq: Mapped[int] = mapped_column(server_default="1")  # of its newest event
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    submitted_at: Mapped[datetime | None]  # when the newest attempt started
+    finished_at: Mapped[datetime | None]
+
+
+class AttemptRow(Base):
+    """One paid POST: the money ledger. Written before the POST, deleted only with its job."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        CheckConstraint(f"outcome IS NULL OR {one_of('outcome', Outcome)}", name="outcome"),
+        CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended"),
+        UniqueConstraint("job_id", "number"),
+        # The sliding log of the limiter: how many starts in the last minute, and whose.
+        Index("attempts_started_at_idx", "started_at", postgresql_include=["service_id", "outcome"]),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    service_id: Mapped[UUID]
+    number: Mapped[int] = mapped_column(SmallInteger)
+    token: Mapped[str] = mapped_column(unique=True)  # secret; travels in the webhook's URL
+    worker_id: Mapped[UUID]
+    started_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    prediction_id: Mapped[str | None] = mapped_column(unique=True)
+    http_status: Mapped[int | None] = mapped_column(SmallInteger)
+    error: Mapped[str | None]
+    hint_id: Mapped[str | None]  # an id to ask about: a callback named it, but may not be believed by itself
+    hinted_at: Mapped[datetime | None]
+    absent_at: Mapped[datetime | None]  # first complete read of the provider's list without it
+    missing_polls: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # GETs answered 404 in a row
+    missing_at: Mapped[datetime | None]  # the first of them
+
+
+class EventRow(Base):
+    """What happened to a job, in order; written by the statement that makes the move."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)  # no foreign key: a check for every event would only cost
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+    kind: Mapped[str]
+    data: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+
+
+class CallbackRow(Base):
+    """The inbox: every authentic delivery, byte for byte, with what became of it."""
+
+    __tablename__ = "callbacks"
+    __table_args__ = (
+        CheckConstraint(one_of("verdict", Verdict.ALL), name="verdict"),
+        Index("callbacks_job_id_idx", "job_id"),
+        Index("callbacks_prediction_id_idx", "prediction_id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    received_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    token: Mapped[str]
+    attempt_id: Mapped[UUID | None]
+    job_id: Mapped[UUID | None]
+    prediction_id: Mapped[str | None]
+    verdict: Mapped[str]
+    headers: Mapped[Json]
+    body: Mapped[bytes]
+
+
+class IdempotencyKeyRow(Base):
+    """One key of one service names one job for good; the fingerprint tells a repeat from a mistake."""
+
+    __tablename__ = "idempotency_keys"
+
+    service_id: Mapped[UUID] = mapped_column(ForeignKey("services.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[bytes]
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"), index=True
+    )
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class AccountRow(Base):
+    """The one provider account: its brakes, its leases, its webhook secrets. Always exactly one row."""
+
+    __tablename__ = "account"
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    backoff_until: Mapped[datetime | None]  # no POST before
+    backoff_s: Mapped[float] = mapped_column(server_default="0")  # the next one doubles it
+    backoff_at: Mapped[datetime | None]  # answers to POSTs from before are of the same incident
+    trial: Mapped[bool] = mapped_column(server_default=text("false"))  # one POST at a time until one is accepted
+    recent: Mapped[str] = mapped_column(server_default="")  # the last 20 answers: '+' accepted, '-' lost
+    in_flight_cap: Mapped[int | None]  # learnt from concurrency refusals; NULL: what the level allows
+    cap_changed_at: Mapped[datetime | None]
+    halted_reason: Mapped[str | None]
+    halted_at: Mapped[datetime | None]
+    halted_balance: Mapped[float | None]  # more than this must be there before we try again
+    probe_at: Mapped[datetime | None]  # when to ask next whether the halt is over
+    webhook_secrets: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))  # newest first, the former one too
+    secrets_fetched_at: Mapped[datetime | None]
+    polls_paid_until: Mapped[datetime | None]  # the poll budget, as the time up to which it is spent
+    pacer: Mapped[UUID | None]  # the worker that waits for the next free start
+    pacer_until: Mapped[datetime | None]
+    reconciler: Mapped[UUID | None]  # the worker that reads the provider's list
+    reconciler_until: Mapped[datetime | None]
+    swept_at: Mapped[datetime | None]
+
+
+class WorkerRow(Base):
+    """One worker process; `beat_at` is renewed every 5 s from a thread and connection of its own."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    beat_at: Mapped[datetime] = mapped_column(server_default=NOW)

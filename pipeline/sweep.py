@@ -1,0 +1,37 @@
+"""
+The sweep: the one safety net. It finds the rows whose time has come and wakes who looks after them.
+
+Beat runs it every 5 s; `pipeline sweep --loop` does it without a broker; a worker whose heartbeat finds that
+nobody did for a while does it too. Any number of sweeps at once do no harm: each is a few guarded statements.
+"""
+
+from collections.abc import Callable
+
+from pipeline import telemetry
+from pipeline.runtime import Runtime
+from pipeline.store import alarms, workers
+
+log = telemetry.get(__name__)
+
+EVERY_S = 5.0
+
+
+def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
+    """
+    Plan what is due and *wake* the duties for it, by name.
+
+    Returns:
+        The names of the duties woken.
+    """
+    with rt.db.transaction() as tx:
+        abandoned = alarms.give_up_claims(tx)
+        expired = alarms.expire_queued(tx)
+        due = alarms.due(tx)
+        workers.forget_dead(tx)
+    if abandoned:
+        log.warning("sweep.claims_given_up", count=len(abandoned))
+    if expired:
+        log.warning("sweep.jobs_expired", count=len(expired))
+    names = [name for name in ("submit", "poll", "reconcile", "probe") if getattr(due, name)]
+    wake(*names, "secrets")
+    return names

@@ -1,0 +1,75 @@
+"""Structured logs: one JSON object a line, a constant event name, units in the keys, never a secret or a prompt."""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+_SECRET_WORDS = ("secret", "token", "password", "authorization", "api_key", "prompt", "body", "signature")
+
+
+def _no_secrets(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """The last net: a field so named is a mistake, and must not cost anybody a secret."""
+    for name in event:
+        if any(word in name for word in _SECRET_WORDS):
+            event[name] = "[removed]"
+    return event
+
+
+def configure(level: str = "info") -> None:
+    """Log to standard error: JSON for machines, coloured lines for a person at a terminal."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _no_secrets,
+        _bare_exceptions,
+    ]
+    human = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            *shared,
+            structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def _bare_exceptions(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """
+    An exception is told as its type and where it was raised, file by line, innermost last.
+
+    Its message and its frames' variables may hold a prompt, a body or a signed URL, so they stay out.
+    """
+    error = event.pop("exc_info", None)
+    if error is True:
+        error = sys.exc_info()[1]
+    elif isinstance(error, tuple):
+        error = error[1]
+    if isinstance(error, BaseException):
+        event["error"] = type(error).__name__
+        steps, frame = [], error.__traceback__
+        while frame:
+            steps.append(f"{frame.tb_frame.f_code.co_filename.rpartition('/')[2]}:{frame.tb_lineno}")
+            frame = frame.tb_next
+        event["raised_at"] = " > ".join(steps[-8:])
+    return event
+
+
+def get(name: str) -> Any:
+    """A logger; `log.info("job.settled", job_id=…, via="webhook")`."""
+    return structlog.get_logger(name)

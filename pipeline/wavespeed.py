@@ -1,0 +1,293 @@
+"""
+The provider's API: one method an endpoint, answers and failures typed.
+
+What may be done after a failure is the exception's type (see `errors`): that is the whole retry policy.
+Nothing here retries, and nothing follows a redirect: a 307 would send a paid POST twice.
+
+Source: https://wavespeed.ai/docs/rest-api and the pages of each endpoint.
+"""
+
+import json
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from pipeline import __version__
+from pipeline.errors import (
+    Ambiguous,
+    KeyRefused,
+    NoCredit,
+    NotFound,
+    ProviderError,
+    Rejected,
+    Throttled,
+    Transient,
+)
+from pipeline.predictions import Prediction, Status, Unreadable, cut, parse, storable, task_id
+
+CONNECT_S = 10.0
+READ_S = 60.0  # of a submit; the provider's own clients wait as long
+GET_READ_S = 30.0
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+MAX_RETRY_AFTER_S = 3600.0
+
+_NO_CREDIT = re.compile(
+    r"insufficient[\w ]*\b(credit|balance|fund)|\btop up\b|\bcredits?\b[\w ]*\b(insufficient|exhausted)", re.I
+)
+_TAGS = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.I | re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of the provider's list of tasks, newest first."""
+
+    items: tuple[Prediction, ...]
+    count: int  # as sent, unreadable ones too: fewer than asked for means the last page
+    server_time: datetime | None  # the provider's clock, to the second
+
+
+class WaveSpeed:
+    """
+    A client for one account. Bound to the event loop it is first used on.
+
+    Raises:
+        ProviderError: By every method; its subclass says what may be done next.
+    """
+
+    def __init__(self, api_key: str, base_url: str, *, connections: int = 512) -> None:
+        self._root = f"{base_url}/api/v3"
+        self._headers = {
+            "Authorization": f"Bearer {api_key}",
+            "X-Client-Name": "wavespeed-pipeline",
+            "X-Client-Version": __version__,
+        }
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
+
+    async def submit(self, model: str, payload: Mapping[str, Any], *, webhook: str | None = None) -> Prediction:
+        """
+        Start one paid task.
+
+        Raises:
+            Transient: Nothing was sent. Throttled: refused before a task existed.
+            Rejected, KeyRefused, NoCredit: refused for good, or until a person acts.
+            Ambiguous: the task may exist and cost money.
+        """
+        query = f"?webhook={quote(webhook, safe='')}" if webhook else ""
+        answer = await self._call("POST", f"/{model}{query}", payload=payload, paid=True)
+        data = answer.data
+        try:
+            identity = task_id(data if isinstance(data, dict) else {})
+        except Unreadable:
+            raise Ambiguous("The answer to the submit has no task id.", http_status=answer.status) from None
+        try:
+            return parse(data)
+        except Unreadable:  # an id is all it takes to be accepted
+            return Prediction(id=identity, status=Status.RUNNING, said="")
+
+    async def result(self, prediction_id: str) -> Prediction:
+        """
+        Ask how one task is.
+
+        Raises:
+            NotFound: The provider knows no such task.
+        """
+        answer = await self._call("GET", f"/predictions/{quote(prediction_id, safe='')}/result")
+        return _prediction(answer)
+
+    async def list(
+        self,
+        *,
+        model: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page: int = 1,
+        page_size: int = 100,
+    ) -> Page:
+        """One page of the account's tasks of the last 7 days, newest first, those of its web pages too."""
+        payload: dict[str, Any] = {"page": page, "page_size": page_size}
+        if model:
+            payload["model"] = model
+        if created_after:
+            payload["created_after"] = created_after.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        if created_before:
+            payload["created_before"] = created_before.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        answer = await self._call("POST", "/predictions", payload=payload)
+        items = answer.data.get("items") if isinstance(answer.data, dict) else None
+        if not isinstance(items, list):
+            raise Transient("The answer to the list has no items.", http_status=answer.status)
+        return Page(tuple(_readable(items)), len(items), answer.server_time)
+
+    async def balance(self) -> float:
+        """The account's balance in USD; also the cheapest way to try the key."""
+        answer = await self._call("GET", "/balance")
+        balance = answer.data.get("balance") if isinstance(answer.data, dict) else None
+        if isinstance(balance, bool) or not isinstance(balance, int | float):
+            raise Transient("The answer to the balance has no number.", http_status=answer.status)
+        return float(balance)
+
+    async def webhook_secret(self) -> str:
+        """The secret that callbacks are signed with; some deployments answer without the envelope."""
+        answer = await self._call("GET", "/webhook/secret")
+        for holder in (answer.data, answer.envelope):
+            secret = holder.get("secret") if isinstance(holder, dict) else None
+            if isinstance(secret, str) and secret.isascii() and secret.isprintable():
+                return secret
+        raise Transient("The answer to the webhook secret has no secret.", http_status=answer.status)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session:
+            await self._session.close()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        payload: Mapping[str, Any] | None = None,
+        paid: bool = False,
+    ) -> "_Answer":
+        timeout = aiohttp.ClientTimeout(
+            total=CONNECT_S + (READ_S if paid else GET_READ_S),
+            sock_connect=CONNECT_S,
+            sock_read=READ_S if paid else GET_READ_S,
+        )
+        lost: type[ProviderError] = Ambiguous if paid else Transient
+        try:
+            url = URL(self._root + path, encoded=True)  # as written: what is percent-encoded stays so
+            async with self._open().request(
+                method, url, json=payload, timeout=timeout, allow_redirects=False
+            ) as response:
+                answer = _Answer(response.status, response.headers, await _capped(response.content))
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ssl.SSLError) as error:
+            raise Transient(f"The provider cannot be reached ({type(error).__name__}).") from None
+        except aiohttp.InvalidURL:
+            raise Rejected("The provider's address or the model's name makes no valid URL.") from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise lost(f"The connection broke before the answer came ({type(error).__name__}).") from None
+        answer.raise_unless_ok(lost)
+        return answer
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                headers=self._headers,
+                connector=aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=60),
+                json_serialize=lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+
+class _Answer:
+    """An HTTP answer, its JSON envelope if it has one, and what it means."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        try:
+            self.envelope: Any = storable(json.loads(body))
+        except (ValueError, RecursionError):
+            self.envelope = None
+
+    @property
+    def data(self) -> Any:
+        return self.envelope.get("data") if isinstance(self.envelope, dict) else None
+
+    @property
+    def server_time(self) -> datetime | None:
+        return _http_date(self.headers.get("Date", ""))
+
+    @property
+    def message(self) -> str:
+        """The provider's words: `message`, else `error` (a text or an object), else `data.error`, else the text."""
+        if isinstance(self.envelope, dict):
+            data = self.data if isinstance(self.data, dict) else {}
+            for words in (self.envelope.get("message"), self.envelope.get("error"), data.get("error")):
+                found = words.get("message") if isinstance(words, dict) else words
+                if isinstance(found, str) and found and found != "success":
+                    return cut(found)
+        return cut(_TAGS.sub(" ", self.body[:4096].decode("utf-8", "replace"))) or f"HTTP {self.status}"
+
+    @property
+    def provider_code(self) -> str | None:
+        if not isinstance(self.envelope, dict):
+            return None
+        for code in (self.envelope.get("error_code"), self.envelope.get("code")):
+            if isinstance(code, str | int) and not isinstance(code, bool) and code:
+                return cut(str(code), 60)
+        return None
+
+    def raise_unless_ok(self, lost: type[ProviderError]) -> None:
+        """Sort everything but 2xx; *lost* is what an unclear answer means for this call."""
+        if 200 <= self.status < 300:
+            return
+        raise self._meaning(lost)(
+            self.message,
+            http_status=self.status,
+            provider_code=self.provider_code,
+            retry_after_s=_retry_after(self.headers.get("Retry-After", "")),
+        )
+
+    def _meaning(self, lost: type[ProviderError]) -> type[ProviderError]:
+        if self.status == 402 or (self.status == 400 and _NO_CREDIT.search(self.message)):
+            return NoCredit
+        if self.status in {401, 403}:
+            return KeyRefused
+        if self.status == 404:
+            return NotFound
+        if self.status == 429:
+            return Throttled
+        # 408 and 425 come from gateways: like 3xx and 5xx they do not say whether the task was made.
+        return Rejected if 400 <= self.status < 500 and self.status not in {408, 425} else lost
+
+
+async def _capped(content: aiohttp.StreamReader) -> bytes:
+    body = bytearray()
+    async for chunk in content.iter_any():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise aiohttp.ClientPayloadError("The answer is too large.")
+    return bytes(body)
+
+
+def _prediction(answer: _Answer) -> Prediction:
+    try:
+        return parse(answer.data)
+    except Unreadable as error:
+        raise Transient(f"The answer is no prediction: {error}", http_status=answer.status) from None
+
+
+def _readable(items: Sequence[object]) -> list[Prediction]:
+    found = []
+    for item in items:
+        try:
+            found.append(parse(item))
+        except Unreadable:
+            continue
+    return found
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds from either form of the header; None when absent or nonsense."""
+    if value.isascii() and value.isdigit() and len(value) < 8:
+        return min(float(value), MAX_RETRY_AFTER_S)
+    at = _http_date(value)
+    return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), MAX_RETRY_AFTER_S) if at else None
+
+
+def _http_date(value: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(value).astimezone(UTC)
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,114 @@
+"""
+What runs in each worker process: the duties, their threads, the heartbeat, and an orderly end.
+
+Celery tasks, beat and `pipeline sweep` only wake it. All it knows it reads from Postgres.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from pipeline import telemetry
+from pipeline.errors import Unavailable
+from pipeline.lifecycle.account import Prober, SecretKeeper
+from pipeline.lifecycle.poll import Poller
+from pipeline.lifecycle.reconcile import Reconciler
+from pipeline.lifecycle.submit import Submitter
+from pipeline.runtime import Runtime
+from pipeline.store import workers
+from pipeline.store.database import Database
+from pipeline.store.tables import new_id
+from pipeline.sweep import EVERY_S, sweep
+from pipeline.threads import Duty, Loop
+
+log = telemetry.get(__name__)
+
+HEARTBEAT_S = 5.0
+UNSWEPT_S = 3 * EVERY_S
+"""When nobody swept for so long, beat or the broker is away, and workers sweep by themselves."""
+
+STOP_S = 18.0
+"""How long answers are waited for at the end; the platform kills after 30 s."""
+
+
+class Worker:
+    """One process's duties. `wake` is what a nudge comes down to."""
+
+    def __init__(self, rt: Runtime) -> None:
+        self.id = new_id()
+        self.rt = replace(rt, nudge=self.wake)  # in here, who has news wakes the neighbour thread: no message
+        self._loop = Loop()
+        self._provider = self.rt.provider()
+        self._submitter = Submitter(self.rt, self.id, self._loop, self._provider, wake=lambda: self.wake("submit"))
+        self._poller = Poller(self.rt, self._loop, self._provider, wake=lambda: self.wake("poll"))
+        looks: dict[str, Callable[[], float | None]] = {
+            "submit": self._submitter.look,
+            "poll": self._poller.look,
+            "reconcile": Reconciler(self.rt, self.id, self._loop, self._provider).look,
+            "probe": Prober(self.rt, self._loop, self._provider).look,
+            "secrets": SecretKeeper(self.rt, self._loop, self._provider).look,
+        }
+        self._duties = {name: Duty(name, look) for name, look in looks.items()}
+        self._heart = Duty("heartbeat", self._beat)
+        # Its own connection: a pool that is busy must not make this process look dead.
+        url = self.rt.settings.database_url
+        self._heart_db = Database(url, name="heartbeat", pool_size=1)
+        self._stop = threading.Lock()
+        self._stopped = False
+
+    def start(self) -> None:
+        """Say that this process lives, then begin. Waits for the database, for as long as it takes."""
+        while not self._stopped:
+            try:
+                self._beat()
+                break
+            except Unavailable as error:
+                log.warning("worker.waiting", why=error.detail)
+                time.sleep(1.0)
+        self._heart.start()
+        for duty in self._duties.values():
+            duty.start()
+        log.info("worker.started", worker_id=str(self.id))
+
+    def wake(self, *names: str) -> None:
+        """Have these duties look soon."""
+        for name in names:
+            self._duties[name].wake()
+
+    def sweep(self) -> None:
+        """Run one sweep and wake the duties it finds work for."""
+        sweep(self.rt, self.wake)
+
+    def stop(self, wait_s: float = STOP_S) -> None:
+        """
+        End in order: no new POST, unsent claims back to the queue, wait for answers, the rest `unknown`.
+
+        Safe to call twice, and from any thread; the second call waits for the first.
+        """
+        with self._stop:
+            if self._stopped:
+                return
+            self._stopped = True
+            for duty in self._duties.values():
+                duty.stop()
+            self._duties["submit"].join(5.0)
+            try:
+                self._submitter.stop(wait_s)
+                self._poller.stop()
+                self._heart.stop()
+                with self._heart_db.transaction() as tx:
+                    workers.leave(tx, self.id)
+            except Unavailable as error:
+                log.warning("worker.left_silently", why=error.detail)  # the sweep will find what it held
+            self._loop.run(self._provider.close())
+            self._loop.stop()
+            self._heart_db.close()
+            log.info("worker.stopped", worker_id=str(self.id))
+
+    def _beat(self) -> float:
+        with self._heart_db.transaction() as tx:
+            swept_s = workers.beat(tx, self.id)
+        if swept_s is not None and swept_s > UNSWEPT_S:
+            self.sweep()
+        return HEARTBEAT_S
