@@ -13,10 +13,10 @@ from celery import Celery
 from kombu.connection import Connection
 
 from pipeline import telemetry
+from pipeline.broker import QUEUE
 
 log = telemetry.get(__name__)
 
-QUEUE = "pipeline"
 COALESCE_S = 0.015
 _SOCKET_TIMEOUT_S = 1.0
 

@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pipeline import telemetry
+from pipeline.broker import make_celery
 from pipeline.errors import ConfigError, Unavailable
-from pipeline.settings import Settings
+from pipeline.nudges import Nudger
+from pipeline.settings import Settings, load
 from pipeline.store import account
 from pipeline.store.database import Database
 from pipeline.wavespeed import WaveSpeed
@@ -84,3 +87,16 @@ class Secrets:
             self._read_at = float("-inf")
             raise Unavailable("The webhook secret is not known yet: a worker is about to fetch it.")
         return self._known
+
+
+def from_environment(name: str, *, pool_size: int = 8) -> Runtime:
+    """
+    The runtime of this process, which calls itself *name* to Postgres; logging is set up too.
+
+    Raises:
+        ConfigError: The environment is wrong; the message names every bad variable.
+    """
+    settings = load()
+    telemetry.configure(settings.log_level)
+    nudge = Nudger(make_celery(settings.broker_url), settings.broker_url)
+    return Runtime(settings, Database(settings.database_url, name=name, pool_size=pool_size), nudge)

@@ -13,8 +13,6 @@ from pipeline.store import alarms, workers
 
 log = telemetry.get(__name__)
 
-EVERY_S = 5.0
-
 
 def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
     """

@@ -10,80 +10,40 @@ import signal
 import threading
 from typing import Any
 
-from celery import Celery, signals
+from celery import signals
 from celery.exceptions import Reject
 
-from pipeline import runtime, settings, telemetry
+from pipeline import settings, telemetry
+from pipeline.broker import make_celery
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.lifecycle.accept import accept, check
-from pipeline.nudges import QUEUE
+from pipeline.runtime import Runtime
 from pipeline.store import services
 from pipeline.store.database import Database
-from pipeline.sweep import EVERY_S
 from pipeline.worker import Worker
 
 log = telemetry.get(__name__)
 
 
-def make_celery(broker_url: str) -> Celery:
-    """A Celery app for this broker: JSON only, no results, one queue."""
-    app = Celery("pipeline", broker=broker_url, set_as_current=False)
-    app.conf.update(
-        accept_content=["json"],
-        task_serializer="json",
-        task_ignore_result=True,
-        task_store_errors_even_if_ignored=False,
-        task_default_queue=QUEUE,
-        task_acks_late=True,  # an enqueue is acknowledged once its row is committed
-        worker_prefetch_multiplier=8,
-        worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,
-        worker_send_task_events=False,
-        worker_enable_remote_control=False,  # nothing of ours listens to it, and it costs a queue per worker
-        broker_connection_timeout=2,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_pool_limit=2,
-        broker_transport_options={"socket_connect_timeout": 2, "socket_keepalive": True, "health_check_interval": 10}
-        if broker_url.startswith("redis")
-        else {},
-        beat_max_loop_interval=EVERY_S,
-        beat_schedule={
-            "sweep": {
-                "task": "pipeline.sweep",
-                "schedule": EVERY_S,
-                "options": {"queue": QUEUE, "expires": EVERY_S, "ignore_result": True, "retry": False},
-            }
-        },
-    )
-    return app
-
-
 _settings = settings.load()
 celery = make_celery(_settings.broker_url)
 
-_worker: Worker | None = None
+_workers: dict[int, Worker] = {}  # by process id: a fork inherits the entry, but not the threads
 _starting = threading.Lock()
 
 
 def worker() -> Worker:
-    """This process's worker, built on first use, so that each forked child has its own."""
-    global _worker  # noqa: PLW0603 - one per process is the point
+    """Return the worker of this process, built on first use, so that each forked child has its own."""
     with _starting:
-        if _worker is None or _owner != os.getpid():
-            _worker = _make_worker()
-        return _worker
+        if os.getpid() not in _workers:
+            made = Worker(_runtime())
+            made.start()
+            _workers[os.getpid()] = made
+        return _workers[os.getpid()]
 
 
-def _make_worker() -> Worker:
-    global _owner  # noqa: PLW0603
-    _owner = os.getpid()
-    made = Worker(runtime.Runtime(_settings, Database(_settings.database_url, name="worker")))
-    made.start()
-    return made
-
-
-_owner = os.getpid()
+def _runtime() -> Runtime:
+    return Runtime(_settings, Database(_settings.database_url, name="worker"))
 
 
 @celery.task(name="pipeline.submit")
@@ -117,7 +77,7 @@ def sweep() -> None:
 
 
 @celery.task(name="pipeline.enqueue", bind=True)
-def enqueue(self: Any, /, service: str = "", idempotency_key: str | None = None, **request: Any) -> None:
+def enqueue(self: Any, service: str = "", idempotency_key: str | None = None, **request: Any) -> None:
     """
     Accept a job from another app on the broker.
 
@@ -148,12 +108,14 @@ def _log_our_way(**_: Any) -> None:
 
 @signals.celeryd_init.connect
 def _check_before_start(**_: Any) -> None:
-    runtime.Runtime(_settings, Database(_settings.database_url, name="worker")).provider()
+    """A worker that cannot pay says so at once, not at its first job."""
+    _runtime().provider()
 
 
-@signals.worker_ready.connect
+@signals.worker_init.connect
 def _start_with_the_process(sender: Any, **_: Any) -> None:
-    if "prefork" not in str(sender.pool_cls if hasattr(sender, "pool_cls") else type(sender.pool)):
+    """Begin before the broker is reached: jobs are submitted even while it is away."""
+    if not any(name in str(sender.pool_cls) for name in ("prefork", "processes")):  # there, each child has its own
         threading.Thread(target=worker, name="start", daemon=True).start()
 
 
@@ -179,5 +141,5 @@ def _stop_for_good(**_: Any) -> None:
 
 
 def _stop() -> None:
-    if _worker is not None and _owner == os.getpid():
-        _worker.stop()
+    if mine := _workers.get(os.getpid()):
+        mine.stop()

@@ -79,7 +79,13 @@ class Duty:
 
     def join(self, timeout_s: float) -> None:
         """Wait for the last look to end."""
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def look_once(self) -> None:
+        """Look in the caller's thread, until there is nothing more to do at once; for a duty not started."""
+        while self._look() == 0.0:
+            pass
 
     def _run(self) -> None:
         wait_s: float | None = None

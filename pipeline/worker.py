@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pipeline import telemetry
+from pipeline.broker import SWEEP_S
 from pipeline.errors import Unavailable
 from pipeline.lifecycle.account import Prober, SecretKeeper
 from pipeline.lifecycle.poll import Poller
@@ -19,13 +20,13 @@ from pipeline.runtime import Runtime
 from pipeline.store import workers
 from pipeline.store.database import Database
 from pipeline.store.tables import new_id
-from pipeline.sweep import EVERY_S, sweep
+from pipeline.sweep import sweep
 from pipeline.threads import Duty, Loop
 
 log = telemetry.get(__name__)
 
 HEARTBEAT_S = 5.0
-UNSWEPT_S = 3 * EVERY_S
+UNSWEPT_S = 3 * SWEEP_S
 """When nobody swept for so long, beat or the broker is away, and workers sweep by themselves."""
 
 STOP_S = 18.0
@@ -59,6 +60,19 @@ class Worker:
 
     def start(self) -> None:
         """Say that this process lives, then begin. Waits for the database, for as long as it takes."""
+        self._say_alive()
+        for duty in self._duties.values():
+            duty.start()
+        log.info("worker.started", worker_id=str(self.id))
+
+    def look_once(self) -> None:
+        """Sweep and do what is due, once, instead of `start`; `stop` then waits for the answers."""
+        self._say_alive()
+        self.sweep()
+        for duty in self._duties.values():
+            duty.look_once()
+
+    def _say_alive(self) -> None:
         while not self._stopped:
             try:
                 self._beat()
@@ -67,9 +81,6 @@ class Worker:
                 log.warning("worker.waiting", why=error.detail)
                 time.sleep(1.0)
         self._heart.start()
-        for duty in self._duties.values():
-            duty.start()
-        log.info("worker.started", worker_id=str(self.id))
 
     def wake(self, *names: str) -> None:
         """Have these duties look soon."""
@@ -77,8 +88,17 @@ class Worker:
             self._duties[name].wake()
 
     def sweep(self) -> None:
-        """Run one sweep and wake the duties it finds work for."""
-        sweep(self.rt, self.wake)
+        """
+        Run one sweep and wake the duties it finds work for. Never raises: the next one is near.
+
+        Not while this process stops, for it could not do what it finds.
+        """
+        if self._stopped:
+            return
+        try:
+            sweep(self.rt, self.wake)
+        except Unavailable as error:
+            log.warning("sweep.postponed", why=error.detail)
 
     def stop(self, wait_s: float = STOP_S) -> None:
         """

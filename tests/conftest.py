@@ -1,12 +1,35 @@
-"""Real servers, started once for each test process: fixtures that every test module may ask for."""
+"""
+Real servers, started once for each test process, and what most tests start from.
 
-from collections.abc import Iterator
+`rt` is a runtime on a real Postgres, empty at the start of each test, with the sandbox as its provider.
+`web` is the product's own web server on the same database. Nothing of ours is mocked.
+"""
 
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
 import pytest
+from tests.http import get
 
+from pipeline import sandbox as provider
 from pipeline.embedded import postgres as embedded_postgres
+from pipeline.embedded import procfile
 from pipeline.embedded import valkey as embedded_valkey
-from pipeline.embedded.processes import Server
+from pipeline.embedded.ports import hold
+from pipeline.embedded.processes import Process, Program, Server, wait_until
+from pipeline.runtime import Runtime
+from pipeline.sandbox import Sandbox
+from pipeline.settings import Settings, load
+from pipeline.store import schema, services
+from pipeline.store.database import Database
+from pipeline.store.services import Service
+from pipeline.worker import Worker
+
+WEBHOOK_SECRET = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +44,172 @@ def valkey() -> Iterator[Server]:
     """Give a Valkey server of this test process."""
     with embedded_valkey.running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: Server) -> Callable[[str], str]:
+    """Make an empty database of that name and give its URL."""
+
+    def make(name: str) -> str:
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return postgres.url.rsplit("/", 1)[0] + f"/{name}"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def database_url(new_database: Callable[[str], str]) -> str:
+    """Give a migrated database, shared by the tests of this process; each finds it empty."""
+    url = new_database("tests")
+    schema.upgrade(load({"DATABASE_URL": url}).database_url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def sandbox_process() -> Iterator[Sandbox]:
+    """Run the provider's sandbox, once."""
+    with provider.running(webhook_secret=WEBHOOK_SECRET) as running:
+        yield running
+
+
+@pytest.fixture
+def sandbox(sandbox_process: Sandbox) -> Sandbox:
+    """Give the provider's sandbox, without tasks, charges or faults."""
+    sandbox_process.reset()
+    sandbox_process.faults(generation_s=0.05, webhook_retry_s=0.05)
+    return sandbox_process
+
+
+@pytest.fixture(scope="session")
+def environ(database_url: str, sandbox_process: Sandbox, web_port: int) -> dict[str, str]:
+    """Give the environment of the product in tests: production's names, development's limits."""
+    return {
+        "DATABASE_URL": database_url,
+        "BROKER_URL": "redis://127.0.0.1:1/0",  # nobody listens: whoever needs a broker asks for `valkey`
+        "PUBLIC_URL": f"http://127.0.0.1:{web_port}",
+        "WAVESPEED_BASE_URL": sandbox_process.url,
+        "WAVESPEED_API_KEY": "sandbox",
+        "WAVESPEED_WEBHOOK_SECRET": WEBHOOK_SECRET,
+        "WAVESPEED_LEVEL": "gold",
+        "UNKNOWN_PATIENCE_S": "2",
+        "LOG_LEVEL": "debug",
+    }
+
+
+@pytest.fixture
+def make_rt(environ: dict[str, str], db: Database) -> Callable[..., Runtime]:
+    """Make a runtime whose settings differ: `make_rt(deadline_s=5)`, `make_rt(public_url=None)`."""
+
+    def make(**changes: Any) -> Runtime:
+        return Runtime(load(environ).model_copy(update=changes), db)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pool(database_url: str) -> Iterator[Database]:
+    """Keep connections from test to test."""
+    database = Database(load({"DATABASE_URL": database_url}).database_url, name="tests", pool_size=24)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def db(pool: Database) -> Database:
+    """Give the database, emptied."""
+    with pool.transaction() as tx:
+        tx.exec_driver_sql(
+            "TRUNCATE pipeline.jobs, pipeline.attempts, pipeline.events, pipeline.callbacks,"
+            " pipeline.idempotency_keys, pipeline.services, pipeline.workers, pipeline.account"
+        )
+        tx.exec_driver_sql("INSERT INTO pipeline.account (id) VALUES (1)")
+    return pool
+
+
+@pytest.fixture
+def settings(rt: Runtime) -> Settings:
+    """Give the settings of `rt`."""
+    return rt.settings
+
+
+@pytest.fixture
+def rt(make_rt: Callable[..., Runtime], sandbox: Sandbox) -> Runtime:
+    """Give a runtime on an empty database, with the sandbox as its provider."""
+    return make_rt()
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A service and the key it sends."""
+
+    service: Service
+    key: str
+
+
+@pytest.fixture
+def make_caller(db: Database) -> Callable[..., Caller]:
+    """Make a service: `make_caller("shop", operator=True)`."""
+
+    def make(name: str = "shop", *, operator: bool = False) -> Caller:
+        with db.transaction() as tx:
+            key = services.create(tx, name, operator=operator)
+            service = services.by_name(tx, name)
+        assert key
+        assert service
+        return Caller(service, key)
+
+    return make
+
+
+@pytest.fixture
+def caller(make_caller: Callable[..., Caller]) -> Caller:
+    """Give a service named shop."""
+    return make_caller()
+
+
+@pytest.fixture
+def start_worker(rt: Runtime) -> Iterator[Callable[..., Worker]]:
+    """Start a worker in this process: `start_worker()`, `start_worker(other_rt)`. Stopped at the end."""
+    started: list[Worker] = []
+
+    def start(runtime: Runtime = rt) -> Worker:
+        worker = Worker(runtime)
+        started.append(worker)
+        worker.start()
+        return worker
+
+    yield start
+    for worker in started:
+        worker.stop(0.0)
+
+
+@pytest.fixture(scope="session")
+def web_port() -> Iterator[int]:
+    """Choose the web server's port before it starts: PUBLIC_URL names it."""
+    held = hold(None)
+    yield held.number
+    held.close()
+
+
+@pytest.fixture(scope="session")
+def web(environ: dict[str, str], web_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run the web server as the Procfile does, on the tests' database; give its address."""
+    folder = tmp_path_factory.mktemp("web")
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+    line = procfile.read()["web"]
+    program = Program(
+        name="web",
+        argv=("/bin/sh", "-c", f"exec {line}"),
+        log=folder / "web.log",
+        cwd=procfile.PROCFILE.parent,
+        env={**os.environ, **environ, "PATH": path, "PORT": str(web_port)},
+    )
+    process = Process(program)
+    url = f"http://127.0.0.1:{web_port}"
+    try:
+        assert wait_until(lambda: get(f"{url}/healthz").status == 200, 30.0), (folder / "web.log").read_text()
+        yield url
+    finally:
+        process.stop(25.0)

@@ -85,7 +85,7 @@ def demo() -> None:
     from pipeline.embedded.foreground import Options, running  # noqa: PLC0415  # needs the extra `embedded`
     from pipeline.embedded.supervisor import Stopped, StopSignals  # noqa: PLC0415
 
-    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     begun = time.monotonic()
     options = Options(defaults={"POLL_AFTER_S": "3"}, follow=False)
     with (
@@ -146,8 +146,11 @@ def _price_notice(prompt: str) -> str:
 def _table(chosen: Sequence[Errand]) -> Table:
     table = Table(title="What became of the jobs", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("prompt", no_wrap=True)
-    for heading in ("state", "settled by", "files", "provider", "in all", ""):
-        table.add_column(heading, justify="right" if heading in {"provider", "in all"} else "left")
+    for heading in ("state", "settled by", "files"):
+        table.add_column(heading)
+    table.add_column("provider", justify="right")
+    table.add_column("in all", justify="right")
+    table.add_column("", overflow="fold")
     for errand in chosen:
         job, timings = errand.job, errand.job.get("timings") or {}
         table.add_row(

@@ -60,8 +60,8 @@ class StopSignals:
         try:
             yield self
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, handler in before.items():  # while leaving, nobody has to tell us again
+                signal.signal(number, signal.SIG_IGN if self.noted else handler)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         moment = time.monotonic()

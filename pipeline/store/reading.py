@@ -14,7 +14,7 @@ _JOB = (
     JobRow.model,
     JobRow.input,
     JobRow.options,
-    JobRow.caller_data,
+    JobRow.caller_data.label("caller_data"),
     JobRow.outputs,
     JobRow.error,
     ServiceRow.name.label("service"),

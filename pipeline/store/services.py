@@ -1,6 +1,7 @@
 """The callers and their keys."""
 
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,9 @@ from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from pipeline.store.tables import NOW, ServiceRow, new_id
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+"""What a service may be called; the table's constraint says the same."""
 
 
 @dataclass(frozen=True, slots=True)

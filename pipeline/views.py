@@ -1,0 +1,71 @@
+"""How a job reads, the same through every door."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+RETENTION = timedelta(days=7)
+"""How long the provider keeps results and files. Source: https://wavespeed.ai/docs/what-are-predictions"""
+
+
+def job(row: Any) -> dict[str, Any]:
+    """A job as JSON, from its row (see `store.reading`). Times are ISO 8601 in UTC, durations in milliseconds."""
+    expires = row.finished_at + RETENTION if row.finished_at and row.outputs else None
+    return {
+        "id": str(row.id),
+        "state": row.state,
+        "model": row.model,
+        "input": {**row.input, **row.options},
+        "outputs": [_output(index, item) for index, item in enumerate(row.outputs or ())],
+        "error": row.error,
+        "service": row.service,
+        "metadata": row.caller_data,
+        "priority": row.priority,
+        "run_at": _time(row.run_at),
+        "deadline_at": _time(row.deadline_at),
+        "attempts": row.attempts,
+        "prediction_id": row.prediction_id,
+        "settled_by": row.settled_by,
+        "created_at": _time(row.created_at),
+        "submitted_at": _time(row.submitted_at),
+        "finished_at": _time(row.finished_at),
+        "outputs_expire_at": _time(expires),
+        "timings": {
+            "queued_ms": _ms(row.run_at, row.submitted_at),
+            "provider_ms": _ms(row.submitted_at, row.finished_at),
+            "inference_ms": row.inference_ms,
+            "total_ms": _ms(row.created_at, row.finished_at),
+        },
+        "retry_of": row.retry_of and str(row.retry_of),
+        "links": {"self": f"/v1/jobs/{row.id}"},
+    }
+
+
+def attempt(row: Any) -> dict[str, Any]:
+    """One attempt as JSON; its token is a secret and not part of it."""
+    return {
+        "number": row.number,
+        "started_at": _time(row.started_at),
+        "ended_at": _time(row.ended_at),
+        "outcome": row.outcome,
+        "prediction_id": row.prediction_id,
+        "http_status": row.http_status,
+        "error": row.error,
+    }
+
+
+def event(row: Any) -> dict[str, Any]:
+    """One event of a job's history as JSON."""
+    return {"seq": row.seq, "at": _time(row.at), "kind": row.kind, "data": row.data}
+
+
+def _output(index: int, item: dict[str, Any]) -> dict[str, Any]:
+    shown = {"index": index, "url": item.get("url"), "source_url": item.get("url"), "nsfw": item.get("nsfw")}
+    return shown | ({"value": item["value"]} if "value" in item else {})
+
+
+def _time(at: datetime | None) -> str | None:
+    return at.isoformat().replace("+00:00", "Z") if at else None
+
+
+def _ms(start: datetime | None, end: datetime | None) -> int | None:
+    return max(0, round((end - start).total_seconds() * 1000)) if start and end else None

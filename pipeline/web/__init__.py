@@ -1,0 +1,20 @@
+"""Flask's door: parse, call, answer."""
+
+from flask import Flask
+
+from pipeline.runtime import Runtime, from_environment
+from pipeline.web import api, health, problems, webhooks
+
+POOL_SIZE = 10
+"""Connections of one web process. Many threads share them: a request holds one for a millisecond."""
+
+
+def create_app(rt: Runtime | None = None) -> Flask:
+    """The WSGI app, on *rt*, or on a runtime made from the environment."""
+    app = Flask("pipeline", static_folder=None)
+    app.extensions["runtime"] = rt or from_environment("web", pool_size=POOL_SIZE)
+    problems.register(app)
+    app.register_blueprint(health.bp)
+    app.register_blueprint(webhooks.bp)
+    app.register_blueprint(api.bp)
+    return app

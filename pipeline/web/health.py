@@ -1,0 +1,44 @@
+"""Is this process alive, and can the product do its work?"""
+
+from flask import Blueprint, current_app, jsonify
+from flask.typing import ResponseReturnValue
+
+from pipeline.broker import SWEEP_S
+from pipeline.errors import Unavailable
+from pipeline.runtime import Runtime
+from pipeline.store import account, schema
+
+bp = Blueprint("health", __name__)
+
+SWEEP_LATE_S = 6 * SWEEP_S
+
+
+@bp.get("/healthz")
+def alive() -> ResponseReturnValue:
+    """Say that this process answers; nothing else is asked."""
+    return jsonify(status="ok")
+
+
+@bp.get("/readyz")
+def ready() -> ResponseReturnValue:
+    """503 only when no request could succeed: no database, or a schema older than the code. Else what is degraded."""
+    rt: Runtime = current_app.extensions["runtime"]
+    with rt.db.transaction() as tx:
+        if schema.is_older_than_the_code(tx):
+            raise Unavailable("The database's schema is older than this code: run `pipeline migrate`.")
+        condition = account.condition(tx)
+    return jsonify(status="ok", degraded=_degraded(rt, condition))
+
+
+def _degraded(rt: Runtime, condition: account.Condition) -> list[dict[str, str]]:
+    found = []
+    if getattr(rt.nudge, "failing", False):
+        found.append({"what": "broker", "why": "nudges cannot be sent; jobs wait for the next sweep"})
+    if condition.halted_reason:
+        found.append({"what": "account", "why": f"halted: {condition.halted_reason}"})
+    elif condition.backoff_s:
+        found.append({"what": "account", "why": f"backing off for {condition.backoff_s:.0f} s more"})
+    if condition.swept_s is None or condition.swept_s > SWEEP_LATE_S:
+        age = "never" if condition.swept_s is None else f"{condition.swept_s:.0f} s ago"
+        found.append({"what": "sweep", "why": f"last run {age}; is a worker with its beat running?"})
+    return found

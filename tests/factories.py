@@ -1,0 +1,165 @@
+"""Jobs in every state, made by the product's own statements; callbacks as the provider would send them."""
+
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from pipeline.jobs import Outcome, State
+from pipeline.lifecycle.accept import accept, check
+from pipeline.runtime import Runtime
+from pipeline.store import claims, reading, workers
+from pipeline.store.answers import Answer, record
+from pipeline.store.claims import Start
+from pipeline.store.moves import Move
+from pipeline.store.services import Service
+from pipeline.store.tables import new_id
+
+MODEL = "openai/dall-e-2"
+
+
+@dataclass(frozen=True)
+class Attempted:
+    """A job with an attempt: what a callback for it must carry."""
+
+    job_id: UUID
+    attempt_id: UUID
+    token: str
+    prediction_id: str
+
+
+def prediction_id() -> str:
+    """An id as the provider makes them."""
+    return secrets.token_hex(16)
+
+
+def queued(rt: Runtime, service: Service, prompt: str = "a lighthouse", **fields: Any) -> UUID:
+    """A job just accepted."""
+    request = check({"input": {"prompt": prompt}, **fields}, default_model=MODEL)
+    return accept(rt, service, request)[0]
+
+
+def claimed(rt: Runtime, count: int = 1, *, worker_id: UUID | None = None) -> list[Start]:
+    """Claim up to *count* due jobs for a worker that lives (a new one unless given)."""
+    worker_id = worker_id or new_id()
+    with rt.db.transaction() as tx:
+        workers.beat(tx, worker_id)
+        claim = claims.claim(
+            tx, worker_id=worker_id, limits=rt.settings.limits, window_s=61.0, lease_s=90.0, at_most=count
+        )
+    return list(claim.starts)
+
+
+def submitting(rt: Runtime, service: Service, prompt: str = "a lighthouse") -> Attempted:
+    """A job whose POST is under way; the prediction id is not known yet."""
+    queued(rt, service, prompt)
+    (start,) = claimed(rt)
+    return Attempted(start.job_id, start.attempt_id, start.token, prediction_id())
+
+
+def processing(rt: Runtime, service: Service, prompt: str = "a lighthouse") -> Attempted:
+    """A job the provider has accepted."""
+    job = submitting(rt, service, prompt)
+    answer = Answer(
+        job.attempt_id,
+        Outcome.ACCEPTED,
+        Move(job.job_id, State.PROCESSING, attempt_id=job.attempt_id, due_s=30.0, prediction_id=job.prediction_id),
+        prediction_id=job.prediction_id,
+        http_status=200,
+    )
+    with rt.db.transaction() as tx:
+        assert record(tx, [answer]) == {job.job_id}
+    return job
+
+
+def unknown(rt: Runtime, service: Service, prompt: str = "a lighthouse") -> Attempted:
+    """A job whose POST was sent and whose answer was lost."""
+    job = submitting(rt, service, prompt)
+    move = Move(job.job_id, State.UNKNOWN, attempt_id=job.attempt_id, due_s=2.0)
+    with rt.db.transaction() as tx:
+        assert record(tx, [Answer(job.attempt_id, Outcome.LOST, move)]) == {job.job_id}
+    return job
+
+
+def prediction(job: Attempted, status: str = "completed", **fields: Any) -> dict[str, Any]:
+    """The body of a callback, decoded."""
+    done = status == "completed"
+    return {
+        "id": job.prediction_id,
+        "model": MODEL,
+        "outputs": [f"https://cdn.example.com/predictions/{job.prediction_id}/1.png"] if done else [],
+        "urls": {"get": f"https://api.wavespeed.ai/api/v3/predictions/{job.prediction_id}/result"},
+        "has_nsfw_contents": [False] if done else [],
+        "status": status,
+        "created_at": "2026-01-15T10:00:00.123456789Z",
+        "error": "" if done else "The content contains sensitive information.",
+        **({} if done else {"code": 1200}),
+        "executionTime": 8421,
+        "timings": {"inference": 8421},
+        **fields,
+    }
+
+
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """Compact JSON, as the provider sends it."""
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def signed(secret: str, body: bytes, *, at: int | None = None, webhook_id: str = "evt_1") -> dict[str, str]:
+    """The signature headers of a delivery, written from the provider's documentation and not with our code."""
+    at = int(time.time()) if at is None else at
+    key = secret.removeprefix("whsec_").encode()
+    digest = hmac.new(key, f"{webhook_id}.{at}.".encode() + body, hashlib.sha256).hexdigest()
+    return {"webhook-id": webhook_id, "webhook-timestamp": str(at), "webhook-signature": f"v3,{digest}"}
+
+
+def row(rt: Runtime, job_id: UUID) -> Any:
+    """A job as it is now."""
+    with rt.db.transaction() as tx:
+        return reading.job(tx, job_id)
+
+
+def state(rt: Runtime, job_id: UUID) -> str:
+    """The state a job is in now."""
+    return str(row(rt, job_id).state)
+
+
+def kinds(rt: Runtime, job_id: UUID) -> list[str]:
+    """What happened to a job, in order."""
+    with rt.db.transaction() as tx:
+        return [event.kind for event in reading.events(tx, job_id)]
+
+
+def attempts(rt: Runtime, job_id: UUID) -> list[Any]:
+    """A job's attempts, first to last."""
+    with rt.db.transaction() as tx:
+        return list(reading.attempts(tx, job_id))
+
+
+def scalar(rt: Runtime, sql: str, **parameters: Any) -> Any:
+    """One value from the database."""
+    with rt.db.transaction() as tx:
+        return tx.execute(text(sql), parameters).scalar()
+
+
+def execute(rt: Runtime, sql: str, **parameters: Any) -> None:
+    """Change the database behind the product's back: to move rows in time, not clocks."""
+    with rt.db.transaction() as tx:
+        tx.execute(text(sql), parameters)
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    """Wait for a condition and give its value; fail when it does not come true in time."""
+    end = time.monotonic() + timeout_s
+    while True:
+        if value := condition():
+            return value
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.02)
