@@ -2,10 +2,11 @@
 # Variables: PYTHON (which Python makes .venv), ARGS (for `pipeline dev`), PYTEST_ARGS.
 
 BIN := .venv/bin
-.PHONY: setup demo dev test lint format clean
+.PHONY: setup demo dev test test-rabbitmq lint format clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.run  ## the virtual environment, with what runs the product on this machine
+	@echo '.venv is ready'
 
 .venv/.run: pyproject.toml requirements.txt
 	@PYTHON='$(PYTHON)' .ci/setup run
@@ -21,6 +22,10 @@ dev: .venv/.run  ## all of it, kept running; data and keys in .dev
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+test-rabbitmq: .venv/.dev  ## the same product on RabbitMQ; wants Debian's rabbitmq-server
+	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || .ci/install rabbitmq-server
+	$(BIN)/python -m pytest -m rabbitmq $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -33,16 +33,24 @@ from pipeline.errors import (
 )
 from pipeline.predictions import Prediction, Status, Unreadable, cut, parse, storable, task_id
 
-CONNECT_S = 10.0
-READ_S = 60.0  # of a submit; the provider's own clients wait as long
-GET_READ_S = 30.0
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3600.0
 
 _NO_CREDIT = re.compile(
     r"insufficient[\w ]*\b(credit|balance|fund)|\btop up\b|\bcredits?\b[\w ]*\b(insufficient|exhausted)", re.I
 )
+_SECONDS = re.compile(r"\d{1,7}(\.\d{1,6})?", re.ASCII)  # a fraction is against the standard, and clear enough
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")  # what a caller sent, echoed: it must not halt the account
 _TAGS = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.I | re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long to wait for the provider, in seconds."""
+
+    connect_s: float = 10.0
+    submit_s: float = 60.0  # the provider's own clients wait as long
+    read_s: float = 30.0  # of every other call
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +70,12 @@ class WaveSpeed:
         ProviderError: By every method; its subclass says what may be done next.
     """
 
-    def __init__(self, api_key: str, base_url: str, *, connections: int = 512) -> None:
+    def __init__(
+        self, api_key: str, base_url: str, *, connections: int = 512, timeouts: Timeouts | None = None
+    ) -> None:
         self._root = f"{base_url}/api/v3"
+        self._key = api_key
+        self._timeouts = timeouts or Timeouts()
         self._headers = {
             "Authorization": f"Bearer {api_key}",
             "X-Client-Name": "wavespeed-pipeline",
@@ -82,7 +94,7 @@ class WaveSpeed:
             Ambiguous: the task may exist and cost money.
         """
         query = f"?webhook={quote(webhook, safe='')}" if webhook else ""
-        answer = await self._call("POST", f"/{model}{query}", payload=payload, paid=True)
+        answer = await self._call("POST", f"/{model}{query}", payload=payload, paid=True, private=webhook)
         data = answer.data
         try:
             identity = task_id(data if isinstance(data, dict) else {})
@@ -155,12 +167,11 @@ class WaveSpeed:
         *,
         payload: Mapping[str, Any] | None = None,
         paid: bool = False,
+        private: str | None = None,
     ) -> "_Answer":
-        timeout = aiohttp.ClientTimeout(
-            total=CONNECT_S + (READ_S if paid else GET_READ_S),
-            sock_connect=CONNECT_S,
-            sock_read=READ_S if paid else GET_READ_S,
-        )
+        connect_s = self._timeouts.connect_s
+        read_s = self._timeouts.submit_s if paid else self._timeouts.read_s
+        timeout = aiohttp.ClientTimeout(total=connect_s + read_s, sock_connect=connect_s, sock_read=read_s)
         lost: type[ProviderError] = Ambiguous if paid else Transient
         try:
             url = URL(self._root + path, encoded=True)  # as written: what is percent-encoded stays so
@@ -174,7 +185,7 @@ class WaveSpeed:
             raise Rejected("The provider's address or the model's name makes no valid URL.") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise lost(f"The connection broke before the answer came ({type(error).__name__}).") from None
-        answer.raise_unless_ok(lost)
+        answer.raise_unless_ok(lost, private=[self._key, private] if private else [self._key])
         return answer
 
     def _open(self) -> aiohttp.ClientSession:
@@ -228,19 +239,26 @@ class _Answer:
                 return cut(str(code), 60)
         return None
 
-    def raise_unless_ok(self, lost: type[ProviderError]) -> None:
-        """Sort everything but 2xx; *lost* is what an unclear answer means for this call."""
+    def raise_unless_ok(self, lost: type[ProviderError], *, private: Sequence[str]) -> None:
+        """
+        Sort everything but 2xx; *lost* is what an unclear answer means for this call.
+
+        The provider's words are shown to callers: should they repeat something *private*, it is taken out.
+        """
         if 200 <= self.status < 300:
             return
+        message = self.message
+        for words in private:
+            message = message.replace(words, "[removed]")
         raise self._meaning(lost)(
-            self.message,
+            message,
             http_status=self.status,
             provider_code=self.provider_code,
             retry_after_s=_retry_after(self.headers.get("Retry-After", "")),
         )
 
     def _meaning(self, lost: type[ProviderError]) -> type[ProviderError]:
-        if self.status == 402 or (self.status == 400 and _NO_CREDIT.search(self.message)):
+        if self.status == 402 or (self.status == 400 and _NO_CREDIT.search(_QUOTED.sub("", self.message))):
             return NoCredit
         if self.status in {401, 403}:
             return KeyRefused
@@ -280,7 +298,7 @@ def _readable(items: Sequence[object]) -> list[Prediction]:
 
 def _retry_after(value: str) -> float | None:
     """Seconds from either form of the header; None when absent or nonsense."""
-    if value.isascii() and value.isdigit() and len(value) < 8:
+    if _SECONDS.fullmatch(value):
         return min(float(value), MAX_RETRY_AFTER_S)
     at = _http_date(value)
     return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), MAX_RETRY_AFTER_S) if at else None

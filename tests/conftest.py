@@ -13,7 +13,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.http import get
 
 from pipeline import sandbox as provider
 from pipeline.embedded import postgres as embedded_postgres
@@ -28,6 +27,7 @@ from pipeline.store import schema, services
 from pipeline.store.database import Database
 from pipeline.store.services import Service
 from pipeline.worker import Worker
+from tests.http import get
 
 WEBHOOK_SECRET = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 

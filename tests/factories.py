@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from pipeline.jobs import Outcome, State
+from pipeline.jobs import ALARMED, FINAL, IN_FLIGHT, Outcome, State
 from pipeline.lifecycle.accept import accept, check
 from pipeline.runtime import Runtime
 from pipeline.store import claims, reading, workers
@@ -86,6 +86,30 @@ def unknown(rt: Runtime, service: Service, prompt: str = "a lighthouse") -> Atte
     with rt.db.transaction() as tx:
         assert record(tx, [Answer(job.attempt_id, Outcome.LOST, move)]) == {job.job_id}
     return job
+
+
+def placed(rt: Runtime, service: Service, at: State) -> UUID:
+    """A job put straight into a state, with no more history than the schema demands."""
+    job_id = new_id()
+    execute(
+        rt,
+        """
+        INSERT INTO jobs (id, service_id, model, input, state, due_at, deadline_at, current_attempt, finished_at,
+                          outputs, error, last_seq)
+        VALUES (:id, :service_id, :model, '{"prompt": "a lighthouse"}', :state,
+                CASE WHEN :alarmed THEN clock_timestamp() + interval '1 minute' END,
+                clock_timestamp() + interval '1 hour', CAST(:attempt AS uuid),
+                CASE WHEN :final THEN clock_timestamp() END, '[]', '{}', 7)
+        """,
+        id=job_id,
+        service_id=service.id,
+        model=MODEL,
+        state=at,
+        alarmed=at in ALARMED,
+        final=at in FINAL,
+        attempt=str(new_id()) if at in IN_FLIGHT else None,
+    )
+    return job_id
 
 
 def prediction(job: Attempted, status: str = "completed", **fields: Any) -> dict[str, Any]:

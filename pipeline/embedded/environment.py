@@ -80,8 +80,12 @@ def complete(own: Mapping[str, str], chosen: Mapping[str, str], *, public_url: b
 
 def script(chosen: Mapping[str, str], file: Path) -> str:
     """Write the lines that set up a second terminal: `. DIR/env`."""
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in {**chosen, MARK: str(file)}.items()]
-    return "\n".join([*lines, f'export PATH={shlex.quote(_bin_dir())}:"$PATH"']) + "\n"
+    lines = [f"export {name}={_quoted(value)}" for name, value in {**chosen, MARK: str(file)}.items()]
+    return "\n".join([*lines, f'export PATH={_quoted(_bin_dir())}:"$PATH"']) + "\n"
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "'\\''") + "'"
 
 
 def _places(own: Mapping[str, str]) -> tuple[str, ...]:

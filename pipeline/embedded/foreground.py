@@ -1,7 +1,7 @@
 """
 The whole stack as children of this process: where its data is, and in which order it starts and stops.
 
-    postgres, valkey, sandbox  →  the Procfile's `release`  →  a service key  →  the Procfile's other lines
+    postgres, valkey, sandbox  →  the Procfile's `release`  →  its other lines  →  a service key
 """
 
 import contextlib
@@ -141,24 +141,23 @@ class Stack:
         self._watch.until(lambda: all(server.ready() for server in servers), "starting the servers")
 
     def release(self) -> None:
-        """Run the release line, as the platform does before it starts the others; then see that there is a key."""
+        """Run the release line, as the platform does before it starts the others."""
         self._watch.run(self._program("release", procfile.shell(self._release)))
-        self._memory.api_key = self._memory.api_key or self._new_key()
-        self._memory.keep(self._directory)
         write(self._directory / "env", environment.script(self._chosen, self._directory / "env"))
 
     def start_programs(self) -> None:
-        """Start the Procfile's programs, and wait until the web server is ready."""
+        """Start the Procfile's programs, make a key meanwhile, and wait until the web server is ready."""
         self._cleanup.callback(self._watch.stop, tuple(self.lines))
         for name, line in self.lines.items():
             copies = self._options.workers if name == "worker" else 1
             names = [name] if copies == 1 else [f"{name}.{number}" for number in range(1, copies + 1)]
             self._watch.start(*(self._program(each, procfile.shell(line)) for each in names))
+        self._memory.api_key = self._memory.api_key or self._new_key()
         if "web" in self.lines:
             self._watch.until(lambda: api.answers(f"{self._url}/readyz"), "starting the web server")
-            if api.call("GET", f"{self._url}/v1/jobs?limit=1", key=self._memory.api_key)[0] == 401:  # revoked meanwhile
-                self._memory.api_key = self._new_key()
-                self._memory.keep(self._directory)
+            if api.call("GET", f"{self._url}/v1/jobs?limit=1", key=self._memory.api_key)[0] == 401:
+                self._memory.api_key = self._new_key()  # the one remembered has been revoked
+        self._memory.keep(self._directory)
         self.facts = Facts(
             url=self._url,
             api_key=self._memory.api_key,
