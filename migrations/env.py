@@ -17,9 +17,9 @@ def run_migrations() -> None:
     engine = create_engine(context.config.attributes["url"], poolclass=pool.NullPool)
     with engine.connect() as connection:
         connection.execute(text("SET search_path = public"))  # names in migrations are written out
-        connection.execute(text("SET lock_timeout = '5s'"))  # better to fail the release than to queue every writer
         connection.execute(text("SET statement_timeout = '300s'"))
-        connection.execute(text(f"SELECT pg_advisory_lock({ONE_AT_A_TIME})"))
+        connection.execute(text(f"SELECT pg_advisory_lock({ONE_AT_A_TIME})"))  # before lock_timeout: this one is worth
+        connection.execute(text("SET lock_timeout = '5s'"))  # waiting for; a table's would queue every writer behind us
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         connection.commit()
         context.configure(

@@ -35,6 +35,7 @@ from pipeline.predictions import Prediction, Status, Unreadable, cut, parse, sto
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3600.0
+_SHORTEST_SECRET = 8  # a shorter key is a stand-in, and may be any word
 
 _NO_CREDIT = re.compile(
     r"insufficient[\w ]*\b(credit|balance|fund)|\btop up\b|\bcredits?\b[\w ]*\b(insufficient|exhausted)", re.I
@@ -93,8 +94,7 @@ class WaveSpeed:
             Rejected, KeyRefused, NoCredit: refused for good, or until a person acts.
             Ambiguous: the task may exist and cost money.
         """
-        query = f"?webhook={quote(webhook, safe='')}" if webhook else ""
-        answer = await self._call("POST", f"/{model}{query}", payload=payload, paid=True, private=webhook)
+        answer = await self._call("POST", f"/{model}", payload=payload, paid=True, webhook=webhook)
         data = answer.data
         try:
             identity = task_id(data if isinstance(data, dict) else {})
@@ -151,7 +151,7 @@ class WaveSpeed:
         answer = await self._call("GET", "/webhook/secret")
         for holder in (answer.data, answer.envelope):
             secret = holder.get("secret") if isinstance(holder, dict) else None
-            if isinstance(secret, str) and secret.isascii() and secret.isprintable():
+            if isinstance(secret, str) and secret.isascii() and secret.isprintable() and secret.removeprefix("whsec_"):
                 return secret
         raise Transient("The answer to the webhook secret has no secret.", http_status=answer.status)
 
@@ -167,25 +167,27 @@ class WaveSpeed:
         *,
         payload: Mapping[str, Any] | None = None,
         paid: bool = False,
-        private: str | None = None,
+        webhook: str | None = None,
     ) -> "_Answer":
         connect_s = self._timeouts.connect_s
         read_s = self._timeouts.submit_s if paid else self._timeouts.read_s
         timeout = aiohttp.ClientTimeout(total=connect_s + read_s, sock_connect=connect_s, sock_read=read_s)
         lost: type[ProviderError] = Ambiguous if paid else Transient
         try:
-            url = URL(self._root + path, encoded=True)  # as written: what is percent-encoded stays so
+            query = f"?webhook={quote(webhook, safe='')}" if webhook else ""
+            url = URL(self._root + path + query, encoded=True)  # as written: what is percent-encoded stays so
             async with self._open().request(
                 method, url, json=payload, timeout=timeout, allow_redirects=False
             ) as response:
-                answer = _Answer(response.status, response.headers, await _capped(response.content))
+                body = await _capped(response.content)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ssl.SSLError) as error:
             raise Transient(f"The provider cannot be reached ({type(error).__name__}).") from None
         except aiohttp.InvalidURL:
             raise Rejected("The provider's address or the model's name makes no valid URL.") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise lost(f"The connection broke before the answer came ({type(error).__name__}).") from None
-        answer.raise_unless_ok(lost, private=[self._key, private] if private else [self._key])
+        answer = _Answer(response.status, response.headers, body, private=(self._key, webhook))
+        answer.raise_unless_ok(lost)
         return answer
 
     def _open(self) -> aiohttp.ClientSession:
@@ -202,10 +204,13 @@ class WaveSpeed:
 class _Answer:
     """An HTTP answer, its JSON envelope if it has one, and what it means."""
 
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    def __init__(
+        self, status: int, headers: Mapping[str, str], body: bytes, *, private: Sequence[str | None] = ()
+    ) -> None:
         self.status = status
         self.headers = headers
         self.body = body
+        self._private = [words for words in private if words and len(words) >= _SHORTEST_SECRET]
         try:
             self.envelope: Any = storable(json.loads(body))
         except (ValueError, RecursionError):
@@ -227,8 +232,9 @@ class _Answer:
             for words in (self.envelope.get("message"), self.envelope.get("error"), data.get("error")):
                 found = words.get("message") if isinstance(words, dict) else words
                 if isinstance(found, str) and found and found != "success":
-                    return cut(found)
-        return cut(_TAGS.sub(" ", self.body[:4096].decode("utf-8", "replace"))) or f"HTTP {self.status}"
+                    return self._shown(found, 500)
+        text = _TAGS.sub(" ", self.body[:4096].decode("utf-8", "replace"))
+        return self._shown(text, 500) or f"HTTP {self.status}"
 
     @property
     def provider_code(self) -> str | None:
@@ -236,22 +242,22 @@ class _Answer:
             return None
         for code in (self.envelope.get("error_code"), self.envelope.get("code")):
             if isinstance(code, str | int) and not isinstance(code, bool) and code:
-                return cut(str(code), 60)
+                return self._shown(str(code), 60)
         return None
 
-    def raise_unless_ok(self, lost: type[ProviderError], *, private: Sequence[str]) -> None:
-        """
-        Sort everything but 2xx; *lost* is what an unclear answer means for this call.
+    def _shown(self, words: str, length: int) -> str:
+        """The provider's words, for callers and logs: should they repeat our key or a callback's token, without it."""
+        for secret in self._private:
+            for form in (secret, quote(secret, safe="")):
+                words = words.replace(form, "[removed]")
+        return cut(words, length)
 
-        The provider's words are shown to callers: should they repeat something *private*, it is taken out.
-        """
+    def raise_unless_ok(self, lost: type[ProviderError]) -> None:
+        """Sort everything but 2xx; *lost* is what an unclear answer means for this call."""
         if 200 <= self.status < 300:
             return
-        message = self.message
-        for words in private:
-            message = message.replace(words, "[removed]")
         raise self._meaning(lost)(
-            message,
+            self.message,
             http_status=self.status,
             provider_code=self.provider_code,
             retry_after_s=_retry_after(self.headers.get("Retry-After", "")),

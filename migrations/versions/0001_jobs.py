@@ -23,8 +23,8 @@ def upgrade() -> None:
         sa.Column("weight", sa.SmallInteger(), server_default="1", nullable=False),
         sa.Column("created_at", TIMESTAMP(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("revoked_at", TIMESTAMP(timezone=True), nullable=True),
-        sa.CheckConstraint("name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'", name="services_name_check"),
-        sa.CheckConstraint("weight BETWEEN 1 AND 1000", name="services_weight_check"),
+        sa.CheckConstraint("name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'", name=op.f("services_name_check")),
+        sa.CheckConstraint("weight BETWEEN 1 AND 1000", name=op.f("services_weight_check")),
         sa.PrimaryKeyConstraint("id", name="services_pk"),
         sa.UniqueConstraint("key_hash", name="services_key_hash_key"),
         sa.UniqueConstraint("name", name="services_name_key"),
@@ -57,30 +57,30 @@ def upgrade() -> None:
         sa.Column("submitted_at", TIMESTAMP(timezone=True), nullable=True),
         sa.Column("finished_at", TIMESTAMP(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "(finished_at IS NOT NULL) = (state IN ('cancelled', 'completed', 'failed'))", name="jobs_finished_check"
+            "(finished_at IS NOT NULL) = (state IN ('cancelled', 'completed', 'failed'))", name=op.f("jobs_finished_check")
         ),
         sa.CheckConstraint(
             "current_attempt IS NOT NULL OR NOT state IN ('processing', 'submitting', 'unknown')",
-            name="jobs_attempted_check",
+            name=op.f("jobs_attempted_check"),
         ),
         sa.CheckConstraint(
             "due_at IS NOT NULL OR NOT state IN ('processing', 'queued', 'submitting', 'unknown')",
-            name="jobs_live_has_alarm_check",
+            name=op.f("jobs_live_has_alarm_check"),
         ),
         sa.CheckConstraint(
-            "due_at IS NULL OR NOT state IN ('cancelled', 'completed', 'failed')", name="jobs_final_has_no_alarm_check"
+            "due_at IS NULL OR NOT state IN ('cancelled', 'completed', 'failed')", name=op.f("jobs_final_has_no_alarm_check")
         ),
-        sa.CheckConstraint("error IS NOT NULL OR state <> 'failed'", name="jobs_failed_has_error_check"),
-        sa.CheckConstraint("outputs IS NOT NULL OR state <> 'completed'", name="jobs_completed_has_outputs_check"),
+        sa.CheckConstraint("error IS NOT NULL OR state <> 'failed'", name=op.f("jobs_failed_has_error_check")),
+        sa.CheckConstraint("outputs IS NOT NULL OR state <> 'completed'", name=op.f("jobs_completed_has_outputs_check")),
         sa.CheckConstraint(
             "settled_by IS NULL OR settled_by IN ('deadline', 'list', 'operator', 'poll', 'submit', 'webhook')",
-            name="jobs_settled_by_check",
+            name=op.f("jobs_settled_by_check"),
         ),
         sa.CheckConstraint(
             "state IN ('cancelled', 'completed', 'expired', 'failed', 'processing', 'queued', 'submitting', 'unknown')",
-            name="jobs_state_check",
+            name=op.f("jobs_state_check"),
         ),
-        sa.CheckConstraint("priority BETWEEN -10 AND 10", name="jobs_priority_check"),
+        sa.CheckConstraint("priority BETWEEN -10 AND 10", name=op.f("jobs_priority_check")),
         sa.ForeignKeyConstraint(["service_id"], ["pipeline.services.id"], name="jobs_service_id_fk"),
         sa.PrimaryKeyConstraint("id", name="jobs_pk"),
         schema=SCHEMA,
@@ -133,9 +133,9 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "outcome IS NULL OR outcome IN"
             " ('absent', 'accepted', 'blocked', 'lost', 'not_sent', 'rejected', 'throttled')",
-            name="attempts_outcome_check",
+            name=op.f("attempts_outcome_check"),
         ),
-        sa.CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="attempts_ended_check"),
+        sa.CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name=op.f("attempts_ended_check")),
         sa.ForeignKeyConstraint(["job_id"], ["pipeline.jobs.id"], name="attempts_job_id_fk", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name="attempts_pk"),
         sa.UniqueConstraint("job_id", "number", name="attempts_job_id_number_key"),

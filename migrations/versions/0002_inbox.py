@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.CheckConstraint(
             "verdict IN ('applied', 'duplicate', 'late', 'orphan', 'stale', 'suspicious', 'unreadable')",
-            name="callbacks_verdict_check",
+            name=op.f("callbacks_verdict_check"),
         ),
         sa.PrimaryKeyConstraint("id", name="callbacks_pk"),
         schema=SCHEMA,

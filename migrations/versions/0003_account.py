@@ -36,7 +36,7 @@ def upgrade() -> None:
         sa.Column("reconciler", sa.Uuid(), nullable=True),
         sa.Column("reconciler_until", TIMESTAMP(timezone=True), nullable=True),
         sa.Column("swept_at", TIMESTAMP(timezone=True), nullable=True),
-        sa.CheckConstraint("id = 1", name="account_single_check"),
+        sa.CheckConstraint("id = 1", name=op.f("account_single_check")),
         sa.PrimaryKeyConstraint("id", name="account_pk"),
         schema=SCHEMA,
     )

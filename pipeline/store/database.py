@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from psycopg.errors import UniqueViolation
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pipeline.errors import Unavailable
@@ -60,6 +61,10 @@ class Database:
             raise Unavailable("The database has no free connection.") from None
         except (OperationalError, InterfaceError) as error:
             raise Unavailable(f"The database cannot be reached ({_name(error)}).") from None
+        except IntegrityError as error:
+            if isinstance(error.orig, UniqueViolation):  # two had the same news at once: the loser looks again
+                raise Unavailable("Another transaction was first.") from None
+            raise
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise Unavailable(f"The connection to the database was lost ({_name(error)}).") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, column, select, table, text
+from sqlalchemy import Connection, NullPool, column, create_engine, select, table, text
 
 from pipeline.errors import ConfigError
 from pipeline.store.tables import SCHEMA, Base
@@ -15,8 +15,17 @@ _FOLDER = Path(__file__).parents[2] / "migrations"
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Apply every migration up to *revision*. Safe to run twice, and by two releases at once."""
-    command.upgrade(_config(url), revision)
+    """
+    Apply every migration up to *revision*. Safe to run twice, and by two releases at once.
+
+    A database that is newer than the code is left alone: a release that is rolled back must not fail for it.
+    """
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        newer = (current(connection) or known()[0]) not in known()
+    engine.dispose()
+    if not newer:
+        command.upgrade(_config(url), revision)
 
 
 def downgrade(url: str, revision: str) -> None:

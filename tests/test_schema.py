@@ -1,0 +1,364 @@
+"""The migrations: they make exactly the tables the code describes, and the indexes that its statements live by."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from pipeline.jobs import Outcome, State
+from pipeline.predictions import Prediction, Status
+from pipeline.settings import Limits, load
+from pipeline.store import account, alarms, answers, claims, inbox, missing, moves, schema
+from pipeline.store.database import Database
+from pipeline.store.tables import SCHEMA, Base, new_id
+from tests.factories import until
+
+MIGRATIONS = sorted(Path(schema.__file__).parents[2].joinpath("migrations").rglob("*.py"))
+
+NewDatabase = Callable[[str], str]
+
+DEFINITIONS = """
+    SELECT conrelid::regclass || ' ' || conname, pg_get_constraintdef(c.oid)
+    FROM pg_constraint c WHERE connamespace = 'pipeline'::regnamespace
+      AND conrelid IS DISTINCT FROM to_regclass('pipeline.alembic_version')
+    UNION ALL
+    SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'pipeline' AND tablename <> 'alembic_version'
+    UNION ALL
+    SELECT table_name || '.' || column_name, concat_ws(' ', data_type, column_default, is_nullable)
+    FROM information_schema.columns WHERE table_schema = 'pipeline' AND table_name <> 'alembic_version'
+    UNION ALL
+    SELECT relname, reloptions::text FROM pg_class
+    WHERE relnamespace = 'pipeline'::regnamespace AND relkind = 'r' AND relname <> 'alembic_version'
+"""
+"""Every constraint, index with its predicate, column and storage option, as Postgres itself words them."""
+
+
+def url_of(url: str) -> str:
+    """As the product spells it."""
+    return load({"DATABASE_URL": url}).database_url
+
+
+def connected(url: str) -> Any:
+    """A connection that is committed and closed at the end of its `with`."""
+    return create_engine(url_of(url), poolclass=NullPool).begin()
+
+
+def definitions(tx: Connection) -> dict[str, str]:
+    return {name: words for name, words in tx.execute(text(DEFINITIONS))}
+
+
+def migrating(url: str) -> "subprocess.Popen[str]":
+    """`pipeline migrate`, started."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "migrate"],
+        env={**os.environ, "DATABASE_URL": url},
+        cwd=schema.__file__.partition("/pipeline/store/")[0],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def migrated(new_database: NewDatabase) -> str:
+    """Give a database made by the migrations."""
+    url = new_database("migrated")
+    schema.upgrade(url_of(url))
+    return url
+
+
+@pytest.fixture(scope="module")
+def described(new_database: NewDatabase) -> dict[str, str]:
+    """Give the definitions in a database made from the tables that the code describes."""
+    with connected(new_database("described")) as tx:
+        tx.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+        Base.metadata.create_all(tx)
+        return definitions(tx)
+
+
+def test_migrations_go_up_down_and_up_again(new_database: NewDatabase, described: dict[str, str]) -> None:
+    """A release can be taken back, and the next one applied to what is left."""
+    url = url_of(new_database("up_down_up"))
+    schema.upgrade(url)
+    schema.downgrade(url, "base")
+    with connected(url) as tx:
+        left = tx.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'pipeline'")).scalars().all()
+        assert left == ["alembic_version"]
+        assert schema.current(tx) is None
+    schema.upgrade(url)
+    with connected(url) as tx:
+        assert definitions(tx) == described
+
+
+def test_each_migration_can_be_taken_back_by_itself(new_database: NewDatabase) -> None:
+    """Each is a release of its own."""
+    url = url_of(new_database("step_by_step"))
+    for revision in schema.known():
+        schema.upgrade(url, revision)
+        schema.downgrade(url, "-1")
+        schema.upgrade(url, revision)
+        with connected(url) as tx:
+            assert schema.current(tx) == revision
+
+
+def test_the_migrated_database_has_no_difference_for_alembic(migrated: str) -> None:
+    """Tables, columns, types, defaults, foreign keys: what `alembic check` sees."""
+    schema.check(url_of(migrated))
+
+
+def test_the_migrated_database_is_the_described_one_to_the_letter(migrated: str, described: dict[str, str]) -> None:
+    """`alembic check` sees neither CHECKs nor predicates: a state added to the table must not miss its migration."""
+    with connected(migrated) as tx:
+        assert definitions(tx) == described
+    assert described["pipeline.jobs jobs_state_check"].count("::text") > len(State)
+
+
+@pytest.mark.parametrize(
+    "drift",
+    [
+        "ALTER TABLE pipeline.jobs DROP CONSTRAINT jobs_live_has_alarm_check",
+        "ALTER TABLE pipeline.jobs DROP CONSTRAINT jobs_state_check,"
+        " ADD CONSTRAINT jobs_state_check CHECK (state IN ('queued', 'completed'))",
+        "ALTER TABLE pipeline.attempts DROP CONSTRAINT attempts_outcome_check,"
+        " ADD CONSTRAINT attempts_outcome_check CHECK (outcome IS NULL OR outcome IN ('accepted', 'lost'))",
+        "ALTER TABLE pipeline.jobs ADD CONSTRAINT jobs_extra_check CHECK (attempts < 9)",
+        "DROP INDEX pipeline.jobs_due_idx; CREATE INDEX jobs_due_idx ON pipeline.jobs (state, due_at)",
+        "DROP INDEX pipeline.jobs_queue_idx; CREATE INDEX jobs_queue_idx ON pipeline.jobs"
+        " (service_id, priority, due_at) WHERE state = 'queued'",
+        "ALTER TABLE pipeline.jobs ALTER priority SET DEFAULT 1",
+        "ALTER TABLE pipeline.jobs RESET (fillfactor)",
+    ],
+)
+def test_a_database_that_drifted_from_the_table_of_states_is_noticed(
+    migrated: str, described: dict[str, str], drift: str
+) -> None:
+    """The comparison above is worth something only if it fails when it should."""
+    with connected(migrated) as tx:
+        tx.exec_driver_sql(drift)
+        assert definitions(tx) != described
+        tx.rollback()
+
+
+@pytest.mark.parametrize("path", MIGRATIONS, ids=lambda path: path.name)
+def test_migrations_import_nothing_of_ours(path: Path) -> None:
+    """The code moves on; what a migration did to a database three releases ago must not."""
+    tree = ast.parse(path.read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not [name for name in imported if name.split(".")[0] in {"pipeline", "", "tests"}]
+
+
+def test_two_releases_may_migrate_at_once(new_database: NewDatabase, described: dict[str, str]) -> None:
+    """Two dynos, or a deploy and a person at a console: one does it, the other finds it done."""
+    url = new_database("two_at_once")
+    both = [migrating(url) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    with connected(url) as tx:
+        assert definitions(tx) == described
+
+
+def test_a_migration_waits_for_another_release_but_not_for_a_lock(new_database: NewDatabase) -> None:
+    """
+    Behind a table lock it would queue every writer of that table, so it gives up; behind another
+    release's migration it waits, for that one may have more to do than a few seconds.
+    """
+    locked, busy = new_database("locked"), new_database("busy")
+    schema.upgrade(url_of(locked), schema.known()[0])
+    with psycopg.connect(locked) as holder, psycopg.connect(busy, autocommit=True) as other, psycopg.connect(
+        busy, autocommit=True
+    ) as watcher:
+        holder.execute("LOCK TABLE pipeline.alembic_version")
+        other.execute("SELECT pg_advisory_lock(%s)", [0x70697065])
+        blocked, queued = migrating(locked), migrating(busy)
+        assert "lock timeout" in blocked.communicate(timeout=60)[1]
+        assert blocked.returncode == 1
+        # The other has been waiting for as long by now; a little longer than any timeout of its own for locks.
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE datname = 'busy' AND wait_event = 'advisory'"
+            " AND clock_timestamp() - query_start > interval '5.2 seconds'"
+        )
+        until(lambda: watcher.execute(waiting).fetchone() or queued.poll() is not None)
+        other.execute("SELECT pg_advisory_unlock_all()")
+        said = queued.communicate(timeout=60)[1]
+    assert queued.returncode == 0, said
+    with connected(busy) as tx:
+        assert schema.current(tx) == schema.known()[-1]
+
+
+def test_a_database_without_the_last_migration_is_older_than_the_code(new_database: NewDatabase) -> None:
+    """Then the web server says 503 instead of failing request by request."""
+    url = url_of(new_database("older"))
+    with connected(url) as tx:
+        assert schema.is_older_than_the_code(tx)
+    for revision in schema.known():
+        with connected(url) as tx:
+            assert schema.is_older_than_the_code(tx)
+        schema.upgrade(url, revision)
+    with connected(url) as tx:
+        assert not schema.is_older_than_the_code(tx)
+
+
+def test_a_database_newer_than_the_code_is_fine(new_database: NewDatabase) -> None:
+    """
+    During a release the former code runs on the new schema; and a release that is rolled back runs
+    `migrate` with the former code, which finds nothing to do.
+    """
+    url = url_of(new_database("newer"))
+    schema.upgrade(url)
+    with connected(url) as tx:
+        tx.execute(text("UPDATE pipeline.alembic_version SET version_num = '9999_future'"))
+        assert not schema.is_older_than_the_code(tx)
+    schema.upgrade(url)
+    with connected(url) as tx:
+        assert schema.current(tx) == "9999_future"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "state = 'sleeping'",
+        "due_at = NULL",
+        "state = 'completed', due_at = NULL, finished_at = now()",
+        "state = 'failed', due_at = NULL, finished_at = now()",
+        "state = 'cancelled', due_at = NULL",
+        "state = 'cancelled', finished_at = now()",
+        "finished_at = now()",
+        "state = 'processing'",
+        "settled_by = 'magic'",
+        "priority = 11",
+    ],
+)
+def test_the_schema_refuses_what_no_state_allows(crowded: Database, change: str) -> None:
+    """Whatever door it came through, even a person at a console: a live row has its alarm, an end its reason."""
+    with pytest.raises(DBAPIError, match="violates check constraint"), crowded.transaction() as tx:
+        tx.exec_driver_sql(f"UPDATE jobs SET {change} WHERE id = (SELECT id FROM jobs WHERE state = 'queued' LIMIT 1)")
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crowded(new_database: NewDatabase) -> Iterator[Database]:
+    """Give a database with 200,000 queued jobs, some hundreds in every other live state, and a day of attempts."""
+    url = new_database("crowded")
+    schema.upgrade(url_of(url))
+    database = Database(url_of(url), name="plans", pool_size=1)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("""
+            SET search_path = pipeline;
+            INSERT INTO services (id, name, key_hash) SELECT gen_random_uuid(), 'service-' || n, sha256(n::text::bytea)
+            FROM generate_series(1, 5) n;
+            CREATE TEMP TABLE kinds AS SELECT * FROM (VALUES ('queued', 200000), ('submitting', 300),
+                ('processing', 500), ('unknown', 200), ('expired', 300), ('completed', 20000)) k(state, many);
+            INSERT INTO jobs (id, service_id, model, input, state, priority, due_at, deadline_at, current_attempt,
+                              attempts, outputs, finished_at, submitted_at)
+            SELECT gen_random_uuid(), s.ids[1 + n % 5], 'openai/dall-e-2', '{"prompt": "a lighthouse"}', state, n % 3,
+                   CASE WHEN state <> 'completed' THEN now() + (n % 7200 - 3600) * interval '1 second' END,
+                   now() + (n % 40000) * interval '1 second' - interval '1 second' * (n % 400),
+                   CASE WHEN state <> 'queued' THEN gen_random_uuid() END, 1,
+                   CASE WHEN state = 'completed' THEN '[]'::jsonb END,
+                   CASE WHEN state = 'completed' THEN now() END, now()
+            FROM kinds, generate_series(1, many) n, (SELECT array_agg(id) AS ids FROM services) s;
+            INSERT INTO attempts (id, job_id, service_id, number, token, worker_id, started_at, ended_at, outcome,
+                                  prediction_id)
+            SELECT current_attempt, id, service_id, 1, id::text, id,
+                   now() - row_number() OVER () * interval '4 seconds',
+                   CASE WHEN state <> 'submitting' THEN now() END,
+                   CASE WHEN state = 'unknown' THEN 'lost' WHEN state <> 'submitting' THEN 'accepted' END, NULL
+            FROM jobs WHERE current_attempt IS NOT NULL;
+            UPDATE attempts SET prediction_id = id::text WHERE outcome = 'accepted';
+        """)
+        connection.execute("ANALYZE services, jobs, attempts")
+    yield database
+    database.close()
+
+
+LIMITS = Limits(3000, 3000)
+
+
+def _claim(tx: Connection) -> None:
+    claims.claim(tx, worker_id=new_id(), limits=LIMITS, window_s=61.0, lease_s=90.0, at_most=100)
+
+
+def _attempt(tx: Connection, state: State) -> Any:
+    """Some attempt of a job in that state."""
+    statement = text("""
+        SELECT a.id, a.job_id, a.token FROM jobs j JOIN attempts a ON a.id = j.current_attempt
+        WHERE j.state = :state AND j.due_at IS NOT NULL LIMIT 1
+    """)
+    return tx.execute(statement, {"state": state}).one()
+
+
+def _record(tx: Connection) -> None:
+    one = _attempt(tx, State.SUBMITTING)
+    move = moves.Move(one.job_id, State.PROCESSING, attempt_id=one.id, due_s=30.0, prediction_id="p")
+    assert answers.record(tx, [answers.Answer(one.id, Outcome.ACCEPTED, move, prediction_id="p")])
+
+
+def _hear(tx: Connection) -> None:
+    one = _attempt(tx, State.UNKNOWN)
+    delivery = inbox.Delivery(one.token, {}, b"{}")
+    done = Prediction(id="q", status=Status.COMPLETED, said="completed", model="openai/dall-e-2")
+    assert inbox.hear(tx, delivery, done, poll_s=30.0).verdict == "applied"
+
+
+def _ask_again(tx: Connection) -> None:
+    alarms.ask_again(tx, {_attempt(tx, State.PROCESSING).job_id: 5.0})
+
+
+STATEMENTS: dict[str, tuple[Callable[[Connection], object], set[str]]] = {
+    "due": (alarms.due, {"jobs_due_idx"}),
+    "give_up_claims": (alarms.give_up_claims, {"jobs_due_idx", "attempts_pk", "jobs_pk"}),
+    "expire_queued": (alarms.expire_queued, {"jobs_deadline_idx", "jobs_pk"}),
+    "claim_questions": (lambda tx: alarms.claim_questions(tx, at_most=50, lease_s=60.0), {"jobs_due_idx"}),
+    "claim_missing": (lambda tx: missing.claim_missing(tx, at_most=500, lease_s=120.0), {"jobs_due_idx"}),
+    "grant_polls": (lambda tx: account.grant_polls(tx, 50, per_minute=1200), {"jobs_due_idx"}),
+    "claim": (_claim, {"jobs_due_idx", "jobs_queue_idx", "attempts_started_at_idx"}),
+    "weigh": (lambda tx: account.weigh(tx, account.Answers("+"), max_in_flight=9), {"jobs_due_idx"}),
+    "record": (_record, {"attempts_pk", "attempts_prediction_id_key", "jobs_pk"}),
+    "hear": (_hear, {"attempts_token_key", "attempts_prediction_id_key", "jobs_pk"}),
+    "ask_again": (_ask_again, {"jobs_pk"}),
+}
+
+
+@pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_no_statement_of_the_hot_path_reads_a_whole_table(crowded: Database, name: str, plans: str) -> None:
+    """
+    With 200,000 jobs waiting a sweep must cost what it does with ten. The driver prepares what it runs often, and
+    Postgres may then plan without knowing the values: so both kinds of plans, of the statements as they really run.
+    """
+    run, indexes = STATEMENTS[name]
+    seen: list[str] = []
+    with crowded.transaction() as tx:
+        driver = tx.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        tx.exec_driver_sql("LOAD 'auto_explain'")
+        tx.exec_driver_sql(
+            f"SET LOCAL plan_cache_mode = {plans}; SET LOCAL auto_explain.log_min_duration = 0;"
+            " SET LOCAL auto_explain.log_level = notice"
+        )
+
+        def keep(diagnostic: psycopg.errors.Diagnostic) -> None:
+            seen.append(diagnostic.message_primary or "")
+
+        driver.add_notice_handler(keep)
+        threshold, driver.prepare_threshold = driver.prepare_threshold, 0
+        try:
+            run(tx)
+        finally:
+            driver.prepare_threshold = threshold
+            driver.remove_notice_handler(keep)
+            tx.rollback()
+    plan = "\n".join(message for message in seen if "plan:" in message)
+    assert not [line for line in plan.splitlines() if "Seq Scan on jobs" in line or "Seq Scan on attempts" in line], plan
+    assert not [index for index in indexes if f" {index} " not in plan], plan
