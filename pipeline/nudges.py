@@ -18,15 +18,16 @@ from pipeline.broker import QUEUE
 log = telemetry.get(__name__)
 
 COALESCE_S = 0.015
-_SOCKET_TIMEOUT_S = 1.0
+SOCKET_TIMEOUT_S = 1.0
 
 
 class Nudger:
-    """Sends at most one message per kind in COALESCE_S; whatever cannot be sent within a second is dropped."""
+    """Sends at most one message per kind in COALESCE_S; whatever cannot be sent within *timeout_s* is dropped."""
 
-    def __init__(self, celery: Celery, broker_url: str) -> None:
+    def __init__(self, celery: Celery, broker_url: str, *, timeout_s: float = SOCKET_TIMEOUT_S) -> None:
         self._celery = celery
         self._url = broker_url
+        self._timeout_s = timeout_s
         self._pending: set[str] = set()
         self._woken = threading.Event()
         self._lock = threading.Lock()
@@ -70,12 +71,12 @@ class Nudger:
 
     def _connect(self) -> Connection:
         timeouts = (
-            {"socket_timeout": _SOCKET_TIMEOUT_S, "socket_connect_timeout": _SOCKET_TIMEOUT_S}
+            {"socket_timeout": self._timeout_s, "socket_connect_timeout": self._timeout_s}
             if self._url.startswith("redis")
-            else {"read_timeout": _SOCKET_TIMEOUT_S, "write_timeout": _SOCKET_TIMEOUT_S}
+            else {"read_timeout": self._timeout_s, "write_timeout": self._timeout_s}
         )
         return Connection(  # type: ignore[no-untyped-call]
-            self._url, connect_timeout=_SOCKET_TIMEOUT_S, transport_options=timeouts
+            self._url, connect_timeout=self._timeout_s, transport_options=timeouts
         )
 
     def _drop_connection(self) -> None:

@@ -15,7 +15,7 @@ from celery.exceptions import Reject
 
 from pipeline import settings, telemetry
 from pipeline.broker import make_celery
-from pipeline.errors import PipelineError, Unavailable
+from pipeline.errors import ConfigError, PipelineError, Unavailable
 from pipeline.lifecycle.accept import accept, check
 from pipeline.runtime import Runtime
 from pipeline.store import services
@@ -25,7 +25,10 @@ from pipeline.worker import Worker
 log = telemetry.get(__name__)
 
 
-_settings = settings.load()
+try:
+    _settings = settings.load()
+except ConfigError as error:
+    raise SystemExit(f"pipeline: {error.detail}") from None  # Celery would bury it under its own traceback
 celery = make_celery(_settings.broker_url)
 
 _workers: dict[int, Worker] = {}  # by process id: a fork inherits the entry, but not the threads
@@ -106,15 +109,13 @@ def _log_our_way(**_: Any) -> None:
     telemetry.configure(_settings.log_level)
 
 
-@signals.celeryd_init.connect
-def _check_before_start(**_: Any) -> None:
-    """A worker that cannot pay says so at once, not at its first job."""
-    _runtime().provider()
-
-
 @signals.worker_init.connect
 def _start_with_the_process(sender: Any, **_: Any) -> None:
-    """Begin before the broker is reached: jobs are submitted even while it is away."""
+    """Begin before the broker is reached: jobs are submitted even while it is away. Without a key, do not begin."""
+    try:
+        _runtime().provider()
+    except ConfigError as error:
+        raise SystemExit(f"pipeline: {error.detail}") from None
     if not any(name in str(sender.pool_cls) for name in ("prefork", "processes")):  # there, each child has its own
         threading.Thread(target=worker, name="start", daemon=True).start()
 

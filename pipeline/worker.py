@@ -114,8 +114,9 @@ class Worker:
                 duty.stop()
             self._duties["submit"].join(5.0)
             try:
+                end = time.monotonic() + wait_s
                 self._submitter.stop(wait_s)
-                self._poller.stop()
+                self._poller.stop(end - time.monotonic())
                 self._heart.stop()
                 with self._heart_db.transaction() as tx:
                     workers.leave(tx, self.id)
@@ -129,6 +130,6 @@ class Worker:
     def _beat(self) -> float:
         with self._heart_db.transaction() as tx:
             swept_s = workers.beat(tx, self.id)
-        if swept_s is not None and swept_s > UNSWEPT_S:
+        if swept_s is None or swept_s > UNSWEPT_S:
             self.sweep()
         return HEARTBEAT_S

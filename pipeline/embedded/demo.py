@@ -14,12 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from pipeline.embedded import api
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:
     from pipeline.embedded.foreground import Stack
 
 PATIENCE_S = 60.0
+REAL_PATIENCE_S = 600.0  # others wait there, too
 FINAL = ("completed", "failed", "expired", "cancelled")
 SUBJECTS = (
     "a lighthouse at dawn, watercolour",
@@ -82,8 +83,11 @@ def errands(*, real: bool, webhooks: bool) -> list[Errand]:
 
 def demo() -> None:
     """Run a dozen jobs through everything, started on this machine for it: servers, web, worker and beat."""
-    from pipeline.embedded.foreground import Options, running  # noqa: PLC0415  # needs the extra `embedded`
-    from pipeline.embedded.supervisor import Stopped, StopSignals  # noqa: PLC0415
+    try:
+        from pipeline.embedded.foreground import Options, running  # noqa: PLC0415  # needs the extra `embedded`
+        from pipeline.embedded.supervisor import Stopped, StopSignals  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed here: run `make setup`.") from None
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
     begun = time.monotonic()
@@ -96,12 +100,16 @@ def demo() -> None:
         chosen = errands(real=stack.real, webhooks=stack.webhooks)
         if stack.real:
             console.print(_price_notice(chosen[0].prompt))
-        _run(stack, chosen, console)
-        console.print(_table(chosen))
-        if broken := sum(not errand.kept for errand in chosen):
+        try:
+            _run(stack, chosen, console)
+            console.print(_table(chosen))
+            if broken := sum(not errand.kept for errand in chosen):
+                raise PipelineError(f"{broken} of {len(chosen)} jobs did not end as they should.")
+        except (PipelineError, OSError) as error:
             console.print(stack.logs.ends(), markup=False, highlight=False)
-            raise PipelineError(f"{broken} of {len(chosen)} jobs did not end as they should.")
-        console.print(f"All {len(chosen)} ended as they should, {time.monotonic() - begun:.1f} s after the start.")
+            raise PipelineError(str(error)) from None
+        ended = "It ended as it should" if len(chosen) == 1 else f"All {len(chosen)} ended as they should"
+        console.print(f"{ended}, {time.monotonic() - begun:.1f} s after the start.")
         console.print(NEXT, markup=False, highlight=False)
         return
     sys.exit(1)  # interrupted
@@ -111,7 +119,7 @@ def _run(stack: "Stack", chosen: Sequence[Errand], console: Console) -> None:
     """Hand the jobs in, over HTTP as any caller would, and follow them to their ends."""
     for errand in chosen:
         errand.job = _ask(stack, "POST", "/v1/jobs", {"input": {"prompt": errand.prompt}})
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + (REAL_PATIENCE_S if stack.real else PATIENCE_S)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("jobs finished", total=len(chosen))

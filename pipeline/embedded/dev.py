@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import ConfigError
+
 BANNER = """
   {title}
 
@@ -38,8 +40,11 @@ def dev(
     json_: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout, once ready.")] = False,
 ) -> None:
     """Run everything on this machine: Postgres, Valkey, the sandbox, web, worker and beat, until Ctrl-C."""
-    from pipeline.embedded.foreground import Options, running  # noqa: PLC0415  # needs the extra `embedded`
-    from pipeline.embedded.supervisor import Stopped, StopSignals  # noqa: PLC0415
+    try:
+        from pipeline.embedded.foreground import Options, running  # noqa: PLC0415  # needs the extra `embedded`
+        from pipeline.embedded.supervisor import Stopped, StopSignals  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed here: run `make setup`.") from None
 
     options = Options(
         data=data,

@@ -3,7 +3,7 @@
 import asyncio
 
 from pipeline import telemetry
-from pipeline.errors import KeyRefused, ProviderError
+from pipeline.errors import ProviderError
 from pipeline.runtime import Runtime
 from pipeline.store import account
 from pipeline.threads import Loop
@@ -25,12 +25,9 @@ class KeyCheck:
         self._provider = provider
         self._asking: asyncio.Task[float | ProviderError] | None = None
 
-    async def works(self) -> bool | None:
-        """Does the provider know the key? None when it cannot be told now."""
-        answer = await self._ask()
-        if isinstance(answer, KeyRefused):
-            return False
-        return None if isinstance(answer, ProviderError) else True
+    async def works(self) -> bool:
+        """Does the provider know the key? False also when it does not answer."""
+        return not isinstance(await self._ask(), ProviderError)
 
     async def balance(self) -> float | None:
         """The balance in USD; None when it cannot be told now."""

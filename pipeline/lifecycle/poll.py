@@ -49,7 +49,7 @@ class Poller:
         self._wake = wake
         self._answers: Groups[Told] = Groups("polls", self._record)
         self._under_way = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._stopping = False
 
     def look(self) -> float | None:
@@ -60,15 +60,17 @@ class Poller:
         with self._rt.db.transaction() as tx:
             granted = account.grant_polls(tx, free, per_minute=self._rt.settings.polls_per_minute)
             questions = alarms.claim_questions(tx, at_most=granted, lease_s=LEASE_S) if granted else []
-        with self._lock:
+        with self._changed:
             self._under_way += len(questions)
         for question in questions:
             self._loop.spawn(self._ask(question))
         return None
 
-    def stop(self) -> None:
-        """Ask no more; what was asked is recorded, or asked again by another process."""
+    def stop(self, wait_s: float) -> None:
+        """Ask no more; wait up to *wait_s* seconds for answers: those that come later another process asks for."""
         self._stopping = True
+        with self._changed:
+            self._changed.wait_for(lambda: self._under_way == 0, max(wait_s, 0.0))
         self._answers.flush(3.0)
 
     async def _ask(self, question: Question) -> None:
@@ -81,9 +83,10 @@ class Poller:
             log.exception("poll.failed", job_id=str(question.job_id))
             answer = ProviderError(type(error).__name__)
         self._answers.put(Told(question, answer))
-        with self._lock:
+        with self._changed:
             self._under_way -= 1
             idle = self._under_way == 0
+            self._changed.notify_all()
         if idle:
             self._wake()
 
@@ -108,12 +111,15 @@ class Poller:
             alarms.found_again(tx, answered)
             alarms.ask_again(tx, later)
             moved = advance(tx, moves)
-            if any(isinstance(told.answer, KeyRefused) for told in group):
-                account.halt(tx, "key_refused", balance=None, probe_s=0.0)  # the probe follows at once
+            refused = any(isinstance(told.answer, KeyRefused) for told in group)
+            halted = refused and account.halt(tx, "key_refused", balance=None, probe_s=0.0)
         for told in group:
             said = told.answer.said if isinstance(told.answer, Prediction) else told.answer.code
             job_id = told.question.job_id
             log.info("job.polled", job_id=str(job_id), said=said, moved=job_id in moved, age_s=told.question.age_s)
+        if halted:
+            log.error("account.halted", reason="key_refused")
+            self._rt.nudge("probe")  # at once: perhaps only this one task may not be asked about
         if moved:
             self._rt.nudge("submit")
 

@@ -13,10 +13,11 @@ from itertools import groupby
 from uuid import UUID
 
 from pipeline import models, telemetry
-from pipeline.errors import ProviderError
+from pipeline.errors import KeyRefused, ProviderError, Rejected
 from pipeline.predictions import Prediction
 from pipeline.runtime import Runtime
 from pipeline.store import account, missing
+from pipeline.store.alarms import DEAD_AFTER_S
 from pipeline.store.database import Transaction
 from pipeline.store.missing import Missing
 from pipeline.threads import Loop
@@ -55,7 +56,7 @@ class Reconciler:
     def look(self) -> float | None:
         """Take the unknown jobs whose time has come and look for each; again at once while there are more."""
         with self._rt.db.transaction() as tx:
-            if not account.lease_list(tx, self._worker_id, lease_s=LEASE_S):
+            if not account.lease_list(tx, self._worker_id, lease_s=LEASE_S, dead_after_s=DEAD_AFTER_S):
                 return None
             lost = missing.claim_missing(tx, at_most=AT_ONCE, lease_s=LEASE_S)
             now = missing.now(tx)
@@ -78,6 +79,10 @@ class Reconciler:
             log.warning("reconcile.list_unread", model=model, count=len(lost), why=error.code)
             with self._rt.db.transaction() as tx:
                 missing.postpone(tx, lost, max(error.retry_after_s or 0.0, 5.0))
+                halted = isinstance(error, KeyRefused) and account.halt(tx, "key_refused", balance=None, probe_s=0.0)
+            if halted:
+                log.error("account.halted", reason="key_refused")
+                self._rt.nudge("probe")
             return
         waited_s = begun - clock.started
         with self._rt.db.transaction() as tx:
@@ -126,13 +131,21 @@ class Reconciler:
     def _follow_hint(self, one: Missing) -> bool:
         """A callback that could not be believed named a task: it is ours if the provider knows it, and it fits."""
         first, last = self._window(one)
+        found = None
         try:
             found = self._loop.run(self._provider.result(one.hint_id or ""))
+        except Rejected:
+            pass  # the provider does not know it
         except ProviderError:
-            return False
-        if found.model != one.model or (found.created_at and not first <= found.created_at <= last):
-            return False
-        if found.input is not None and not _equal(found, one):
+            return False  # no answer is no refutation: the next look asks again
+        if (
+            found is None
+            or found.model != one.model
+            or (found.created_at and not first <= found.created_at <= last)
+            or (found.input is not None and not _equal(found, one))
+        ):
+            with self._rt.db.transaction() as tx:
+                missing.drop_hint(tx, one)
             return False
         with self._rt.db.transaction() as tx:
             poll_s = self._rt.settings.first_poll_s

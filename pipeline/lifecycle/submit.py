@@ -149,11 +149,10 @@ class Submitter:
         return Posted(start, _accepted(start, prediction, self._rt.settings.first_poll_s))
 
     async def _key_refused(self, start: Start, error: KeyRefused) -> Posted:
-        """Is it the key, or only what it may do? The balance tells."""
-        works = await self._key_check.works()
-        if works:
+        """Is it the key, or only what it may do? The balance tells; while it cannot, no POST goes out either."""
+        if await self._key_check.works():
             return Posted(start, _rejected(start, error, "forbidden"), error)
-        return Posted(start, _blocked(start, error), error, halt="key_refused" if works is False else None)
+        return Posted(start, _blocked(start, error), error, halt="key_refused")
 
     def _record(self, group: Sequence[Posted]) -> None:
         self._weigh(group)  # first: what goes back to the queue must find the brakes on

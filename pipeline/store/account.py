@@ -60,7 +60,7 @@ def weigh(tx: Connection, answers: Answers, *, max_in_flight: int) -> Effect:
 
     429: back off by what the provider asks for, else by 1 s doubling up to its window; a success resets it.
     Lost or unreachable, five in a row or more than half of the last twenty: back off likewise, then try with
-    one POST. Answers to POSTs that started before the last backoff began belong to the same incident.
+    one POST; should that be lost too, back off for longer. Answers to POSTs that started before the last backoff began belong to the same incident.
     """
     now = tx.execute(_BRAKES).one()
     recent = (now.recent + answers.results)[-_RECENT:]
@@ -77,7 +77,7 @@ def weigh(tx: Connection, answers: Answers, *, max_in_flight: int) -> Effect:
         wait_s, reason = answers.retry_after_s or backoff_s, "throttled"
         if answers.concurrency:
             cap, cap_lowered = max(1, min(cap or max_in_flight, now.running + 1) - 1), True
-    elif is_new(answers.lost_at) and _is_failing(recent):
+    elif is_new(answers.lost_at) and (trial or _is_failing(recent)):
         backoff_s = min(max(1.0, backoff_s * 2), WINDOW_S)
         wait_s, reason, trial, recent = backoff_s, "failing", True, ""
     if "-" not in recent:
@@ -213,14 +213,23 @@ def keep_secret(tx: Connection, secret: str) -> bool:
 _TAKE_LEASE = text("""
     UPDATE account SET reconciler = :worker_id, reconciler_until = clock_timestamp() + make_interval(secs => :lease_s)
     WHERE id = 1 AND halted_reason IS NULL
-      AND (reconciler IS NULL OR reconciler = :worker_id OR reconciler_until < clock_timestamp())
+      AND (reconciler IS NULL OR reconciler = :worker_id OR reconciler_until < clock_timestamp()
+           OR NOT EXISTS (
+               SELECT 1 FROM workers w WHERE w.id = account.reconciler
+                 AND greatest(w.beat_at, pg_postmaster_start_time())
+                     >= clock_timestamp() - make_interval(secs => :dead_after_s)))
     RETURNING id
 """)
 
 
-def lease_list(tx: Connection, worker_id: UUID, *, lease_s: float) -> bool:
-    """Become, or stay, the one process that reads the provider's list, for *lease_s* seconds."""
-    return tx.execute(_TAKE_LEASE, {"worker_id": worker_id, "lease_s": lease_s}).first() is not None
+def lease_list(tx: Connection, worker_id: UUID, *, lease_s: float, dead_after_s: float) -> bool:
+    """
+    Become, or stay, the one process that reads the provider's list, for *lease_s* seconds.
+
+    A holder whose heartbeat is older than *dead_after_s* seconds holds nothing.
+    """
+    parameters = {"worker_id": worker_id, "lease_s": lease_s, "dead_after_s": dead_after_s}
+    return tx.execute(_TAKE_LEASE, parameters).first() is not None
 
 
 def end_lease(tx: Connection, worker_id: UUID) -> None:

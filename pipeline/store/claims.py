@@ -53,7 +53,7 @@ _LOCK = text("""
            extract(epoch FROM a.backoff_until - clock_timestamp())::float8 AS backoff_s,
            a.pacer IS NULL OR a.pacer = :worker_id OR a.pacer_until < clock_timestamp() AS may_pace,
            a.cap_changed_at < clock_timestamp() - make_interval(secs => :cap_regained_s) AS cap_may_grow,
-           EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND due_at <= statement_timestamp()) AS backlog
+           (SELECT min(due_at) FROM jobs WHERE state = 'queued') <= statement_timestamp() IS TRUE AS backlog
     FROM account a WHERE a.id = 1 FOR UPDATE
 """)
 
@@ -124,9 +124,9 @@ def claim(tx: Connection, *, worker_id: UUID, limits: Limits, window_s: float, l
     *window_s* is the length of the provider's window, and the margin that a start may come late.
     """
     account = tx.execute(_LOCK, {"worker_id": worker_id, "cap_regained_s": _CAP_REGAINED_S}).one()
-    if account.halted or not account.backlog:
-        return Claim(calm=False)
     calm = not account.trial and not account.recent and account.backoff_s is None and account.in_flight_cap is None
+    if account.halted or not account.backlog:
+        return Claim(calm=calm and not account.halted)
     if account.backoff_s is not None and account.backoff_s > 0:
         return Claim(wait_s=_pace(tx, worker_id, account.backoff_s) if account.may_pace else None, calm=False)
 

@@ -111,6 +111,14 @@ def adopt(tx: Connection, missing: Missing, found: Prediction, *, poll_s: float,
     return bool(advance(tx, [move]))
 
 
+def drop_hint(tx: Connection, missing: Missing) -> None:
+    """The id that a callback named is not this attempt's task."""
+    tx.execute(
+        text("UPDATE attempts SET hint_id = NULL WHERE id = :id AND hint_id = :hint_id"),
+        {"id": missing.attempt_id, "hint_id": missing.hint_id},
+    )
+
+
 def requeue_absent(tx: Connection, missing: Missing, *, why: str) -> bool:
     """It is proven that the POST was never accepted: the job may be submitted again."""
     statement = text("UPDATE attempts SET outcome = 'absent' WHERE id = :id AND outcome = 'lost' RETURNING id")
@@ -129,8 +137,7 @@ def looked(tx: Connection, missing: Missing, *, absent: bool, next_s: float, **s
     parameters = {"job_id": missing.job_id, "id": missing.attempt_id, "next_s": next_s, "absent": absent}
     tx.execute(
         text("""
-            UPDATE attempts SET hint_id = NULL,
-                absent_at = CASE WHEN :absent THEN coalesce(absent_at, clock_timestamp()) END
+            UPDATE attempts SET absent_at = CASE WHEN :absent THEN coalesce(absent_at, clock_timestamp()) END
             WHERE id = :id
         """),
         parameters,

@@ -20,7 +20,7 @@ def upgrade(url: str, revision: str = "head") -> None:
 
     A database that is newer than the code is left alone: a release that is rolled back must not fail for it.
     """
-    engine = create_engine(url, poolclass=NullPool)
+    engine = create_engine(url, poolclass=NullPool, connect_args={"options": "-c lock_timeout=5s"})
     with engine.connect() as connection:
         newer = (current(connection) or known()[0]) not in known()
     engine.dispose()
