@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import telemetry, views
 from pipeline.embedded.demo import demo
@@ -124,20 +125,18 @@ def show(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: 
         return
     for name, value in views.job(row).items():
         if value not in (None, {}, []):
-            out.print(
-                f"[dim]{name:>18}[/dim]  {json.dumps(value) if isinstance(value, dict | list) else value}",
-                highlight=False,
-            )
+            shown = json.dumps(value) if isinstance(value, dict | list) else value
+            out.print(Text(f"{name:>18}  ", "dim").append(_plain(shown)))
     table = Table(
         "#", "started", "ended", "outcome", "prediction", "HTTP", "said", title="attempts", title_justify="left"
     )
     for attempt in map(views.attempt, attempts):
-        table.add_row(*(("" if value is None else str(value)) for value in attempt.values()))
+        table.add_row(*map(_plain, attempt.values()))
     out.print(table)
     table = Table("#", "at", "what", "", title="events", title_justify="left")
     for event in map(views.event, events):
         data = ", ".join(f"{name}={value}" for name, value in event["data"].items())
-        table.add_row(str(event["seq"]), event["at"], event["kind"], data)
+        table.add_row(*map(_plain, (event["seq"], event["at"], event["kind"], data)))
     out.print(table)
 
 
@@ -206,7 +205,7 @@ def rotate_key(name: str, *, as_json: AsJson = False) -> None:
     """Give a service a new key; the old one ends at once."""
     rt = _runtime()
     with rt.db.transaction() as tx:
-        key = registry.rotate(tx, name)
+        key = registry.rotate(tx, _name(name))
     if key is None:
         raise InvalidInput(f"There is no service named {name}.")
     _show_key(name, key, as_json=as_json)
@@ -217,7 +216,7 @@ def revoke_key(name: str) -> None:
     """Refuse a service's key from now on. Its jobs go on."""
     rt = _runtime()
     with rt.db.transaction() as tx:
-        if not registry.revoke(tx, name):
+        if not registry.revoke(tx, _name(name)):
             raise InvalidInput(f"There is no service named {name}.")
 
 
@@ -251,7 +250,7 @@ def _runtime(name: str = "cli") -> Runtime:
 def _service(rt: Runtime, name: str) -> registry.Service:
     """The named service; `operator`, the command line's own, is made when first needed, its key never shown."""
     with rt.db.transaction() as tx:
-        found = registry.by_name(tx, name)
+        found = registry.by_name(tx, _name(name))
         if found is None and name == "operator":
             registry.create(tx, name, operator=True)
             found = registry.by_name(tx, name)
@@ -328,13 +327,19 @@ def _show_jobs(rows: Any, *, as_json: bool) -> None:
             job["state"],
             job["settled_by"] or "",
             job["service"],
-            job["model"],
+            _plain(job["model"]),
             job["created_at"][:19],
             "" if took is None else f"{took / 1000:.1f} s",
-            result,
+            _plain(result),
             style="red" if job["state"] == State.FAILED else None,
         )
     out.print(table)
+
+
+def _plain(value: object) -> Text:
+    """A text as it is: what a stranger wrote is no markup of ours, and no control code of the terminal's."""
+    text = "" if value is None else str(value)
+    return Text("".join(char if char.isprintable() else "\ufffd" for char in text))
 
 
 def _show_key(name: str, key: str, *, as_json: bool) -> None:

@@ -5,10 +5,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from typing import Annotated, Any, Literal
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from pipeline.errors import ConfigError
 
@@ -30,9 +39,19 @@ LEVELS: Mapping[str, Limits] = {
 """Source: https://wavespeed.ai/docs/account-levels (images a minute, concurrent tasks)."""
 
 
+def _split(url: str) -> SplitResult:
+    """Take an address apart. Python's own words for a broken one quote it, and with it perhaps a password."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is not an address; percent-encode what is special in its user name or password") from None
+    return parts
+
+
 def _postgres_url(url: str) -> str:
     """Heroku's `postgres://` becomes SQLAlchemy's `postgresql+psycopg://`."""
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme not in {"postgres", "postgresql", "postgresql+psycopg"}:
         raise ValueError("must begin with postgres:// or postgresql://")
     return urlunsplit(parts._replace(scheme="postgresql+psycopg"))
@@ -40,7 +59,7 @@ def _postgres_url(url: str) -> str:
 
 def _broker_url(url: str) -> str:
     """Any Redis, Valkey or RabbitMQ URL; `rediss://` gets Heroku's self-signed certificates accepted."""
-    parts = urlsplit(url)
+    parts = _split(url)
     scheme = {"valkey": "redis", "valkeys": "rediss"}.get(parts.scheme, parts.scheme)
     if scheme not in {"redis", "rediss", "amqp", "amqps"}:
         raise ValueError("must begin with redis://, rediss://, amqp:// or amqps://")
@@ -51,7 +70,7 @@ def _broker_url(url: str) -> str:
 
 
 def _origin(url: str) -> str:
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must be an http:// or https:// address")
     if parts.query or parts.fragment or parts.username:
@@ -69,8 +88,15 @@ def _comma_separated(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _no_empty_key(secret: SecretStr) -> SecretStr:
+    if not secret.get_secret_value().removeprefix("whsec_"):
+        raise ValueError("must be more than its prefix, or anybody could sign with it")
+    return secret
+
+
 Origin = Annotated[str, AfterValidator(_origin)]
-Seconds = Annotated[float, Field(gt=0)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_no_empty_key)]
+Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]  # Postgres must be able to add it to a time
 
 
 class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
@@ -82,11 +108,11 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
 
     database_url: Annotated[str, AfterValidator(_postgres_url)]
     broker_url: Annotated[str, AfterValidator(_broker_url)] = "redis://127.0.0.1:6379/0"
-    public_url: Origin | None = None  # where the provider reaches us; without it every job is polled
 
     wavespeed_api_key: SecretStr | None = None  # secrets stay out of tracebacks and logs
     wavespeed_base_url: Annotated[str, AfterValidator(_base_url)] = "https://api.wavespeed.ai"
-    wavespeed_webhook_secret: Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_separated)] = ()
+    public_url: Origin | None = None  # where the provider reaches us; without it every job is polled
+    wavespeed_webhook_secret: Annotated[tuple[WebhookSecret, ...], BeforeValidator(_comma_separated)] = ()
     wavespeed_level: Literal["bronze", "silver", "gold", "ultra"] = "bronze"
     submits_per_minute: Annotated[int, Field(ge=1)] | None = None  # None: what the level allows
     max_in_flight: Annotated[int, Field(ge=1)] | None = None
@@ -94,7 +120,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     account_exclusive: bool = False  # nobody else, and no browser, makes tasks on this account
     default_model: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)+$")] = "openai/dall-e-2"
 
-    lease_s: Annotated[float, Field(ge=75)] = 90.0  # longer than a POST can take: connect 10 s, read 60 s
+    lease_s: Annotated[Seconds, Field(ge=75)] = 90.0  # longer than a POST can take: connect 10 s, read 60 s
     poll_after_s: Seconds | None = None  # None: 30 s with webhooks, 2 s without
     polls_per_minute: Annotated[int, Field(ge=1)] = 1200  # a budget of their own, all processes together
     deadline_s: Seconds = 3600.0  # a job's, from being accepted, unless it names its own
@@ -103,14 +129,16 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     secret_key: SecretStr | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @model_validator(mode="after")
-    def _callbacks_can_arrive(self) -> Self:
+    @field_validator("public_url")
+    @classmethod
+    def _callbacks_can_arrive(cls, url: str | None, info: ValidationInfo) -> str | None:
         """A callback address that the provider cannot reach would silently turn every job into a polled one."""
-        if self.public_url and not _is_loopback(self.wavespeed_base_url):
-            parts = urlsplit(self.public_url)
+        provider = info.data.get("wavespeed_base_url")  # absent when it is wrong itself: then that is said first
+        if url and provider and not _is_loopback(provider):
+            parts = urlsplit(url)
             if parts.scheme != "https" or _is_private(parts.hostname or ""):
-                raise ValueError("public_url: must be a public https:// address, the provider calls it from outside")
-        return self
+                raise ValueError("must be a public https:// address, the provider calls it from outside")
+        return url
 
     @cached_property
     def limits(self) -> Limits:
@@ -137,24 +165,20 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     values: dict[str, Any] = {
         name: environ[name.upper()].strip() for name in Settings.model_fields if environ.get(name.upper(), "").strip()
     }
-    if "broker_url" not in values:
-        for name in ("REDIS_URL", "CLOUDAMQP_URL"):  # what Heroku's add-ons set
-            if environ.get(name):
-                values["broker_url"] = environ[name]
-                break
+    names = {name: name.upper() for name in Settings.model_fields}
+    for name in ("REDIS_URL", "CLOUDAMQP_URL"):  # what Heroku's add-ons set
+        if "broker_url" not in values and environ.get(name, "").strip():
+            values["broker_url"], names["broker_url"] = environ[name].strip(), name
     try:
         return Settings(**values, **overrides)
     except ValidationError as error:
-        problems = [_problem(item["loc"], item["msg"]) for item in error.errors(include_url=False, include_input=False)]
+        wrong = {str(item["loc"][0]): item["msg"] for item in error.errors(include_url=False, include_input=False)}
+    problems = [f"{names.get(name, name)}: {_advice(message)}" for name, message in wrong.items()]
     raise ConfigError("The environment needs mending:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
-def _problem(loc: tuple[int | str, ...], message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    if not loc:  # a rule between fields names its own
-        name, _, message = message.partition(": ")
-        return f"{name.upper()}: {message}"
-    return f"{str(loc[0]).upper()}: {'is missing' if message == 'Field required' else message}"
+def _advice(message: str) -> str:
+    return "is missing" if message == "Field required" else message.removeprefix("Value error, ")
 
 
 def _is_loopback(url: str) -> bool:
@@ -166,6 +190,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def _is_private(host: str) -> bool:
+    host = host.rstrip(".")
     try:
         return not ipaddress.ip_address(host).is_global
     except ValueError:

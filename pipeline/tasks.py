@@ -5,9 +5,11 @@ A task names no row. It wakes this process's duties and returns, so it may run t
 holds a pool slot for a moment only. Nothing here uses Celery's ETA, countdown, retry or results.
 """
 
+import logging
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 from celery import signals
@@ -91,13 +93,15 @@ def enqueue(self: Any, service: str = "", idempotency_key: str | None = None, **
     rt = worker().rt
     try:
         with rt.db.transaction() as tx:
-            caller = services.by_name(tx, service) if isinstance(service, str) else None
+            known = isinstance(service, str) and service.isprintable()  # what Postgres cannot keep is no name
+            caller = services.by_name(tx, service) if known else None
         if caller is None:
             log.error("enqueue.refused", task_id=self.request.id, code="unknown_service")
             return
         checked = check(request, default_model=rt.settings.default_model)
         accept(rt, caller, checked, key=idempotency_key or self.request.id)
     except Unavailable:
+        time.sleep(1.0)  # or the same message would come and go a thousand times a second
         raise Reject("the database is away", requeue=True) from None
     except PipelineError as error:
         fields = [problem.field for problem in error.errors]
@@ -107,6 +111,18 @@ def enqueue(self: Any, service: str = "", idempotency_key: str | None = None, **
 @signals.setup_logging.connect
 def _log_our_way(**_: Any) -> None:
     telemetry.configure(_settings.log_level)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_without_contents)
+
+
+def _without_contents(record: logging.LogRecord) -> bool:
+    """Celery logs a message it cannot use in full, and an exception with its words: both may hold a prompt."""
+    if "message body" in str(record.msg):
+        record.msg, record.args = "A message that is no task of ours was refused and dropped.", ()
+    elif isinstance(record.args, dict) and "exc" in record.args:
+        error = str(record.args["exc"]).partition("(")[0]
+        record.args = {**record.args, "exc": error, "traceback": ""}
+    return True
 
 
 @signals.worker_init.connect

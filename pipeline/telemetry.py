@@ -2,10 +2,14 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import structlog
 
+_OURS = f"{Path(__file__).parent}/"
 _SECRET_WORDS = ("secret", "token", "password", "authorization", "api_key", "prompt", "body", "signature")
 
 
@@ -51,7 +55,7 @@ def configure(level: str = "info") -> None:
 
 def _bare_exceptions(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
     """
-    An exception is told as its type and where it was raised, file by line, innermost last.
+    An exception is told as its type and where it was raised: our own lines on the way, then the innermost of all.
 
     Its message and its frames' variables may hold a prompt, a body or a signed URL, so they stay out.
     """
@@ -62,12 +66,17 @@ def _bare_exceptions(_: Any, __: str, event: structlog.types.EventDict) -> struc
         error = error[1]
     if isinstance(error, BaseException):
         event["error"] = type(error).__name__
-        steps, frame = [], error.__traceback__
-        while frame:
-            steps.append(f"{frame.tb_frame.f_code.co_filename.rpartition('/')[2]}:{frame.tb_lineno}")
-            frame = frame.tb_next
-        event["raised_at"] = " > ".join(steps[-8:])
+        frames = [(step.tb_frame.f_code.co_filename, step.tb_lineno) for step in _steps(error.__traceback__)]
+        ours = [frame for frame in frames[:-1] if frame[0].startswith(_OURS)]
+        told = [*ours[-8:], *frames[-1:]]
+        event["raised_at"] = " > ".join(f"{file.removeprefix(_OURS)}:{line}" for file, line in told)
     return event
+
+
+def _steps(step: TracebackType | None) -> Iterator[TracebackType]:
+    while step:
+        yield step
+        step = step.tb_next
 
 
 def get(name: str) -> Any:

@@ -4,10 +4,12 @@ import hashlib
 import hmac
 import json
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import text
@@ -21,6 +23,9 @@ from pipeline.store.claims import Start
 from pipeline.store.moves import Move
 from pipeline.store.services import Service
 from pipeline.store.tables import new_id
+from pipeline.worker import Worker
+
+T = TypeVar("T")
 
 MODEL = "openai/dall-e-2"
 
@@ -187,3 +192,50 @@ def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
             return value
         assert time.monotonic() < end, "it did not come true in time"
         time.sleep(0.02)
+
+
+def swept(worker: Worker, condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    """Wait for a condition while somebody sweeps, as beat does, only more often."""
+
+    def look() -> Any:
+        value = condition()
+        if not value:
+            worker.sweep()
+        return value
+
+    return until(look, timeout_s)
+
+
+def account(rt: Runtime) -> Any:
+    """The account's row as it is now."""
+    with rt.db.transaction() as tx:
+        return tx.execute(text("SELECT * FROM account")).one()
+
+
+def happened(rt: Runtime, job_id: UUID, kind: str) -> list[Any]:
+    """The data of a job's events of one kind, in order."""
+    with rt.db.transaction() as tx:
+        return [event.data for event in reading.events(tx, job_id) if event.kind == kind]
+
+
+def at_once(work: Callable[[int], T], count: int) -> list[T]:
+    """Do *work(0)*, *work(1)*, … in threads that begin in the same moment; give what each returned, or raise."""
+    gate = threading.Barrier(count)
+
+    def one(number: int) -> T:
+        gate.wait(30)
+        return work(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(one, range(count)))
+
+
+def expired_at(rt: Runtime, job_id: UUID, when: str) -> None:
+    """Move a job's deadline to *when*, as Postgres reads it ('now', '1 hour ago'), and let its alarm go off."""
+    execute(
+        rt,
+        "UPDATE jobs SET deadline_at = clock_timestamp() - CAST(:ago AS interval), due_at = clock_timestamp()"
+        " WHERE id = :id",
+        id=job_id,
+        ago="0 s" if when == "now" else when.removesuffix(" ago"),
+    )

@@ -1,5 +1,6 @@
 """Plain HTTP for tests: every byte and header as given, nothing followed, retried or raised."""
 
+import contextlib
 import http.client
 import json
 from collections.abc import Iterable, Mapping
@@ -41,10 +42,11 @@ def request(
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
     try:
         target = parts.path + (f"?{parts.query}" if parts.query else "")
-        connection.request(method, target, body, sent, encode_chunked=chunked)  # type: ignore[arg-type]
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it hung up: its answer may say why
+            connection.request(method, target, body, sent, encode_chunked=chunked)  # type: ignore[arg-type]
         response = connection.getresponse()
         return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-    except OSError:
+    except (OSError, http.client.ResponseNotReady):
         return Answer(0, {}, b"")
     finally:
         connection.close()

@@ -33,7 +33,7 @@ def test_completed_failed_and_cancelled_have_no_way_out(state: State) -> None:
 
 def test_only_those_three_are_final() -> None:
     """Any further state without a way out would be a job that nobody finishes."""
-    assert FINAL == {State.COMPLETED, State.FAILED, State.CANCELLED}
+    assert {State.COMPLETED, State.FAILED, State.CANCELLED} == FINAL
 
 
 @pytest.mark.parametrize("state", State)

@@ -57,7 +57,8 @@ def upgrade() -> None:
         sa.Column("submitted_at", TIMESTAMP(timezone=True), nullable=True),
         sa.Column("finished_at", TIMESTAMP(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "(finished_at IS NOT NULL) = (state IN ('cancelled', 'completed', 'failed'))", name=op.f("jobs_finished_check")
+            "(finished_at IS NOT NULL) = (state IN ('cancelled', 'completed', 'failed'))",
+            name=op.f("jobs_finished_check"),
         ),
         sa.CheckConstraint(
             "current_attempt IS NOT NULL OR NOT state IN ('processing', 'submitting', 'unknown')",
@@ -68,10 +69,13 @@ def upgrade() -> None:
             name=op.f("jobs_live_has_alarm_check"),
         ),
         sa.CheckConstraint(
-            "due_at IS NULL OR NOT state IN ('cancelled', 'completed', 'failed')", name=op.f("jobs_final_has_no_alarm_check")
+            "due_at IS NULL OR NOT state IN ('cancelled', 'completed', 'failed')",
+            name=op.f("jobs_final_has_no_alarm_check"),
         ),
         sa.CheckConstraint("error IS NOT NULL OR state <> 'failed'", name=op.f("jobs_failed_has_error_check")),
-        sa.CheckConstraint("outputs IS NOT NULL OR state <> 'completed'", name=op.f("jobs_completed_has_outputs_check")),
+        sa.CheckConstraint(
+            "outputs IS NOT NULL OR state <> 'completed'", name=op.f("jobs_completed_has_outputs_check")
+        ),
         sa.CheckConstraint(
             "settled_by IS NULL OR settled_by IN ('deadline', 'list', 'operator', 'poll', 'submit', 'webhook')",
             name=op.f("jobs_settled_by_check"),

@@ -25,7 +25,7 @@ _MAX_DEPTH = 32
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
 
-Seconds = Annotated[StrictInt | StrictFloat, Field(ge=1, le=MAX_DEADLINE_S)]
+Seconds = Annotated[StrictFloat, Field(ge=1, le=MAX_DEADLINE_S)]  # takes whole numbers too
 MetadataName = Annotated[StrictStr, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[StrictStr, Field(max_length=500)]
 
@@ -90,7 +90,7 @@ def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | Non
         InvalidInput: The key is not 1 to 255 printable ASCII characters.
         IdempotencyConflict: The key was used for another request.
     """
-    if key is not None and not _KEY.fullmatch(key):
+    if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):  # a message may hold anything
         message = "Must be 1 to 255 printable ASCII characters."
         raise InvalidInput(errors=[FieldError("Idempotency-Key", message)])
     payload, options = models.split(request.input)

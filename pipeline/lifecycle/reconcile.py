@@ -106,7 +106,7 @@ class Reconciler:
         found = None
         if same:
             found, why = same[-1], "the provider's list shows a task with this model and input"
-        elif len(unlabelled) == 1 and self._rt.settings.account_exclusive and not missing.rivals(tx, one):
+        elif len(unlabelled) == 1 and self._rt.settings.account_exclusive and not self._has_rivals(tx, one):
             found, why = unlabelled[0], "the only task of this model in the window, on an account nobody else uses"
         if found and missing.adopt(tx, one, found, poll_s=self._rt.settings.first_poll_s, why=why):
             taken.add(found.id)
@@ -155,9 +155,15 @@ class Reconciler:
 
     def _window(self, one: Missing) -> tuple[datetime, datetime]:
         """When the provider may have created an attempt's task, by the provider's clock."""
-        ahead = self._clock_ahead or timedelta()
-        slack = WINDOW_SLACK + (CLOCK_SLACK if self._clock_ahead is not None else UNKNOWN_CLOCK_SLACK)
+        ahead, slack = self._clock_ahead or timedelta(), self._slack()
         return one.started_at + ahead - slack, one.ended_at + ahead + slack
+
+    def _slack(self) -> timedelta:
+        return WINDOW_SLACK + (CLOCK_SLACK if self._clock_ahead is not None else UNKNOWN_CLOCK_SLACK)
+
+    def _has_rivals(self, tx: Transaction, one: Missing) -> bool:
+        """Whether a task in this attempt's window may be another's: its window may overlap at either end."""
+        return missing.rivals(tx, one, slack_s=(self._slack() + CLOCK_SLACK).total_seconds()) > 0
 
     def _read(self, model: str, lost: Sequence[Missing], clock: "_Clock") -> Reading:
         if self._clock_ahead is None:

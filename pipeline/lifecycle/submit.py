@@ -104,6 +104,7 @@ class Submitter:
         with self._changed:
             self._changed.wait_for(lambda: not self._under_way, wait_s)
             abandoned = list(self._under_way.values())
+            self._under_way.clear()
         if abandoned:
             with self._rt.db.transaction() as tx:
                 record(tx, [_lost(start, "the process was stopped before the answer came") for start in abandoned])
@@ -116,7 +117,10 @@ class Submitter:
             posted = Posted(start, _not_sent(start, "it could not be sent in time", due_s=0.0))
         else:
             posted = await self._sent(start)
-        self._answers.put(posted)
+        with self._changed:
+            abandoned = start.attempt_id not in self._under_way
+        if not abandoned or posted.answer.outcome is not Outcome.LOST:  # that a stop cut it off, the stop has said
+            self._answers.put(posted)
         with self._changed:
             self._under_way.pop(start.attempt_id, None)
             self._changed.notify_all()
@@ -138,7 +142,7 @@ class Submitter:
         except Throttled as error:
             return Posted(start, _throttled(start, error), error)
         except Rejected as error:
-            return Posted(start, _rejected(start, error, error.code), error)
+            return Posted(start, _rejected(start, error, Rejected.code), error)
         except ProviderError as error:
             due_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 2.0**start.number))  # noqa: S311 - full jitter
             return Posted(start, _not_sent(start, error.detail, due_s=due_s), error)
@@ -177,9 +181,11 @@ class Submitter:
             return
         throttled = [posted for posted in group if isinstance(posted.error, Throttled)]
         refusals = [posted.error for posted in group if isinstance(posted.error, Throttled)]
+        accepted = [posted for posted in group if _sign(posted) == "+"]
         lost = [posted for posted in group if _sign(posted) == "-"]
         said = account.Answers(
             results="".join(map(_sign, group)),
+            accepted_at=max((posted.start.started_at for posted in accepted), default=None),
             throttled_at=max((posted.start.started_at for posted in throttled), default=None),
             retry_after_s=max((error.retry_after_s for error in refusals if error.retry_after_s), default=None),
             concurrency=any(error.concurrency for error in refusals),

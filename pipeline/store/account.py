@@ -20,10 +20,11 @@ FORMER_SECRET_S = 600
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a group of answers says of the account. `started_at` is the newest POST's among those refused or lost."""
+    """What a group of answers says of the account. Each `…_at` is the start of the newest POST that ended so."""
 
     results: str = ""  # '+' for each accepted, '-' for each lost or unreachable, in order
-    throttled_at: datetime | None = None  # start of the newest POST that got 429
+    accepted_at: datetime | None = None
+    throttled_at: datetime | None = None
     retry_after_s: float | None = None
     concurrency: bool = False
     lost_at: datetime | None = None
@@ -60,17 +61,19 @@ def weigh(tx: Connection, answers: Answers, *, max_in_flight: int) -> Effect:
 
     429: back off by what the provider asks for, else by 1 s doubling up to its window; a success resets it.
     Lost or unreachable, five in a row or more than half of the last twenty: back off likewise, then try with
-    one POST; should that be lost too, back off for longer. Answers to POSTs that started before the last backoff began belong to the same incident.
+    one POST; should that be lost too, back off for longer. Answers to POSTs that started before the last backoff
+    began, good ones and bad ones, belong to the same incident and change nothing.
     """
     now = tx.execute(_BRAKES).one()
     recent = (now.recent + answers.results)[-_RECENT:]
-    recovered = "+" in answers.results
-    backoff_s = 0.0 if recovered and not answers.throttled_at else now.backoff_s
-    trial = now.trial and not recovered
-    cap, cap_lowered, wait_s, reason = now.in_flight_cap, False, None, None
 
     def is_new(at: datetime | None) -> bool:
         return at is not None and (now.backoff_at is None or at > now.backoff_at)
+
+    recovered = is_new(answers.accepted_at)
+    backoff_s = 0.0 if recovered and not answers.throttled_at else now.backoff_s
+    trial = now.trial and not recovered
+    cap, cap_lowered, wait_s, reason = now.in_flight_cap, False, None, None
 
     if is_new(answers.throttled_at):
         backoff_s = min(max(1.0, backoff_s * 2), WINDOW_S)
@@ -136,7 +139,7 @@ def resume(tx: Connection) -> bool:
     """End the halt; one POST goes first (the trial). True to the call that ended it."""
     statement = text("""
         UPDATE account SET halted_reason = NULL, halted_at = NULL, halted_balance = NULL, probe_at = NULL, trial = true,
-            recent = '', backoff_s = 0, backoff_until = NULL
+            recent = '', backoff_s = 0, backoff_until = NULL, backoff_at = clock_timestamp()
         WHERE id = 1 AND halted_reason IS NOT NULL RETURNING id
     """)
     return tx.execute(statement).first() is not None

@@ -52,7 +52,7 @@ _LOST_CLAIMS = text("""
           AND (j.due_at <= statement_timestamp() OR w.id IS NULL
                OR greatest(w.beat_at, pg_postmaster_start_time())
                   < statement_timestamp() - make_interval(secs => :dead_after_s))
-        ORDER BY j.id LIMIT 1000
+        ORDER BY j.id LIMIT 1000 FOR UPDATE OF a SKIP LOCKED  -- whose answer is just being recorded is not dead
     ), ended AS (
         UPDATE attempts a SET outcome = 'lost', ended_at = clock_timestamp(),
             error = CASE WHEN d.lease_over THEN 'the lease ran out' ELSE 'the worker died' END

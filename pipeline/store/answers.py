@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import Outcome, State
-from pipeline.store.moves import Move, advance, note
+from pipeline.store.moves import Move, advance, flag_double_charges
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ _RECORD = text("""
             SELECT 1 FROM attempts o WHERE o.prediction_id = w.prediction_id AND o.id <> w.attempt_id) AS taken
         FROM jsonb_to_recordset(CAST(:answers AS jsonb)) AS w(
             attempt_id uuid, outcome text, prediction_id text, http_status int, error text)
+    ), locked AS (  -- attempts before jobs, as everywhere, and in the order of ids: nobody waits in a circle
+        SELECT a.id FROM attempts a WHERE a.id IN (SELECT attempt_id FROM answered) ORDER BY a.id FOR UPDATE
     )
     UPDATE attempts a SET
         outcome = CASE WHEN w.taken THEN 'lost' ELSE w.outcome END,
@@ -38,13 +40,9 @@ _RECORD = text("""
         http_status = coalesce(w.http_status, a.http_status),
         error = w.error,
         ended_at = clock_timestamp()
-    FROM answered w
-    WHERE a.id = w.attempt_id AND (a.outcome IS NULL OR a.outcome IN ('lost', 'absent'))
+    FROM answered w JOIN locked l ON l.id = w.attempt_id
+    WHERE a.id = l.id AND (a.outcome IS NULL OR a.outcome IN ('lost', 'absent'))
     RETURNING a.id, w.taken
-""")
-
-_OTHERS = text("""
-    SELECT 1 FROM attempts WHERE job_id = :job_id AND id <> :attempt_id AND outcome = 'accepted' LIMIT 1
 """)
 
 
@@ -70,11 +68,10 @@ def record(tx: Connection, answers: Sequence[Answer]) -> set[UUID]:
     ]
     taken = {row.id for row in tx.execute(_RECORD, {"answers": json.dumps(rows)}) if row.taken}
     moved = advance(tx, [answer.move for answer in answers if answer.attempt_id not in taken])
-    for answer in answers:
-        if answer.attempt_id in taken:
-            moved |= advance(tx, [_look_again(answer.move)])
-        elif answer.outcome is Outcome.ACCEPTED and answer.move.job_id not in moved:
-            _flag_double_charge(tx, answer)
+    moved |= advance(tx, [_look_again(answer.move) for answer in answers if answer.attempt_id in taken])
+    flag_double_charges(
+        tx, [one.attempt_id for one in answers if one.outcome is Outcome.ACCEPTED and one.attempt_id not in taken]
+    )
     return moved
 
 
@@ -86,9 +83,3 @@ def _look_again(move: Move) -> Move:
         due_s=0,
         data={"why": "the answer names a task that an equal job adopted; one of the two is still to be found"},
     )
-
-
-def _flag_double_charge(tx: Connection, answer: Answer) -> None:
-    found = tx.execute(_OTHERS, {"job_id": answer.move.job_id, "attempt_id": answer.attempt_id}).first()
-    if found:
-        note(tx, answer.move.job_id, "job.charged_twice", prediction_id=answer.prediction_id)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from psycopg.errors import UniqueViolation
+from psycopg.errors import UndefinedColumn, UndefinedTable, UniqueViolation
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -68,6 +68,9 @@ class Database:
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise Unavailable(f"The connection to the database was lost ({_name(error)}).") from None
+            if isinstance(error.orig, UndefinedTable | UndefinedColumn):
+                why = "The database's schema is older than this code: run `pipeline migrate`"
+                raise Unavailable(f"{why} ({_name(error)}).") from None
             raise
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs import FINAL, IN_FLIGHT, State, Via
 from pipeline.predictions import Prediction, Status
-from pipeline.store.moves import LEGAL, note
+from pipeline.store.moves import LEGAL, flag_double_charges, note
 from pipeline.store.tables import Verdict, new_id
 
 _TARGETS = {
@@ -40,12 +40,13 @@ class Heard:
 
 # The URL is not covered by the signature, so an authentic body proves itself by its id and model as well. The verdict
 # of an earlier attempt counts; but its failure does not end a job whose later attempt is under way and was paid for.
+# The attempt is locked before the job, as whoever records an answer does: the other way they would wait in a circle.
 _HEAR = text("""
     WITH known AS MATERIALIZED (
-        SELECT a.id AS attempt_id, a.prediction_id, a.job_id, j.state, j.model, j.settled_by,
-               j.current_attempt = a.id AS current
+        SELECT a.id AS attempt_id, a.number, a.prediction_id, a.job_id, j.state, j.model, j.settled_by,
+               j.current_attempt = a.id AS current, j.prediction_id = :prediction_id AS told_before
         FROM attempts a JOIN jobs j ON j.id = a.job_id
-        WHERE a.token = :token FOR UPDATE OF j, a
+        WHERE a.token = :token FOR UPDATE OF a, j
     ), judged AS (
         SELECT k.*, CASE
             WHEN k.prediction_id <> :prediction_id
@@ -53,7 +54,7 @@ _HEAR = text("""
                  OR EXISTS (SELECT 1 FROM attempts o WHERE o.prediction_id = :prediction_id)) THEN 'suspicious'
             WHEN (k.state || '>' || :to) = ANY(:legal)
               AND (k.current OR :to = 'completed' OR k.state <> ALL(:in_flight)) THEN 'applied'
-            WHEN k.state = :to AND k.settled_by = :via OR k.state = :to AND :to = 'processing' THEN 'duplicate'
+            WHEN k.state = :to AND k.told_before AND (k.settled_by = :via OR :to = 'processing') THEN 'duplicate'
             ELSE 'late' END AS verdict
         FROM known k
     ), learnt AS (
@@ -83,7 +84,8 @@ _HEAR = text("""
     SELECT :id, clock_timestamp(), :token, g.attempt_id, g.job_id, :prediction_id, coalesce(g.verdict, 'orphan'),
            CAST(:headers AS jsonb), :body
     FROM (SELECT 1) always LEFT JOIN judged g ON true
-    RETURNING verdict, job_id, attempt_id, (SELECT state FROM judged), (SELECT current FROM judged)
+    RETURNING verdict, job_id, attempt_id, (SELECT state FROM judged), (SELECT current FROM judged),
+              (SELECT number FROM judged)
 """)
 
 
@@ -114,6 +116,8 @@ def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: 
     heard = Heard(row.verdict, row.job_id, row.attempt_id, row.state)
     if heard.job_id and heard.verdict == Verdict.APPLIED and not row.current and row.state in IN_FLIGHT:
         note(tx, heard.job_id, "job.charged_twice", prediction_id=prediction.id)
+    if heard.attempt_id and heard.verdict != Verdict.SUSPICIOUS and (row.number > 1 or not row.current):
+        flag_double_charges(tx, [heard.attempt_id])
     return heard
 
 

@@ -16,7 +16,7 @@ from pipeline.store.tables import IdempotencyKeyRow, new_id
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job that was checked and may be stored. `deadline_s` counts from `run_at`, or from now."""
+    """A job that was checked and may be stored. `deadline_s` counts from `run_at`, or from now when that has passed."""
 
     service_id: UUID
     model: str
@@ -39,7 +39,7 @@ _INSERT = text("""
         FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS n(
             id uuid, service_id uuid, model text, input jsonb, options jsonb, metadata jsonb, priority int,
             run_at timestamptz, deadline_s float8, retry_of uuid),
-            LATERAL (SELECT coalesce(n.run_at, clock_timestamp()) AS starts) s
+            LATERAL (SELECT greatest(n.run_at, clock_timestamp()) AS starts) s  -- a time that has passed is now
         RETURNING id, created_at
     )
     INSERT INTO events (job_id, seq, at, kind) SELECT id, 1, created_at, 'job.queued' FROM made

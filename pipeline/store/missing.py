@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs import State, Via
 from pipeline.predictions import Prediction, Status
-from pipeline.store.moves import Move, advance, note
+from pipeline.store.moves import Move, advance, flag_double_charges, note
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ def known_ids(tx: Connection, prediction_ids: Sequence[str]) -> set[str]:
     return set(tx.execute(statement, {"ids": list(prediction_ids)}).scalars())
 
 
-def rivals(tx: Connection, missing: Missing) -> int:
+def rivals(tx: Connection, missing: Missing, *, slack_s: float) -> int:
     """
-    How many other attempts for the same model, started about when this one was under way, have no task yet.
+    How many other attempts for the same model, under way within *slack_s* seconds of this one, have no task yet.
 
     Each of them may own what the list shows without inputs.
     """
@@ -70,14 +70,16 @@ def rivals(tx: Connection, missing: Missing) -> int:
         SELECT count(*) FROM attempts a JOIN jobs j ON j.id = a.job_id
         WHERE a.id <> :attempt_id AND j.model = :model AND a.prediction_id IS NULL
           AND (a.outcome IS NULL OR a.outcome = 'lost')
-          AND a.started_at BETWEEN CAST(:first AS timestamptz) - interval '5 minutes' AND :last
-          AND coalesce(a.ended_at, clock_timestamp()) >= CAST(:first AS timestamptz) - interval '4 seconds'
+          AND a.started_at <= CAST(:last AS timestamptz) + make_interval(secs => :slack_s)
+          AND coalesce(a.ended_at, clock_timestamp()) >= CAST(:first AS timestamptz) - make_interval(secs => :slack_s)
+          AND a.started_at >= CAST(:first AS timestamptz) - make_interval(secs => :slack_s + 300)  -- for the index
     """)
     parameters = {
         "attempt_id": missing.attempt_id,
         "model": missing.model,
         "first": missing.started_at,
         "last": missing.ended_at,
+        "slack_s": slack_s,
     }
     return int(tx.execute(statement, parameters).scalar_one())
 
@@ -108,7 +110,9 @@ def adopt(tx: Connection, missing: Missing, found: Prediction, *, poll_s: float,
         inference_ms=found.inference_ms,
         data={"via": Via.LIST, "prediction_id": found.id, "why": why},
     )
-    return bool(advance(tx, [move]))
+    moved = bool(advance(tx, [move]))
+    flag_double_charges(tx, [missing.attempt_id])
+    return moved
 
 
 def drop_hint(tx: Connection, missing: Missing) -> None:

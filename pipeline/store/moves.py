@@ -115,3 +115,20 @@ _NOTE = text("""
 def note(tx: Connection, job_id: UUID, kind: str, **data: object) -> None:
     """Write something that happened to a job without moving it."""
     tx.execute(_NOTE, {"job_id": job_id, "kind": kind, "data": json.dumps(data)})
+
+
+_CHARGED_TWICE = text("""
+    SELECT a.job_id, a.prediction_id FROM attempts a
+    WHERE a.id = ANY(CAST(:ids AS uuid[])) AND a.outcome = 'accepted'
+      AND EXISTS (SELECT 1 FROM attempts o WHERE o.job_id = a.job_id AND o.id <> a.id AND o.outcome = 'accepted')
+      AND NOT EXISTS (SELECT 1 FROM events e WHERE e.job_id = a.job_id AND e.kind = 'job.charged_twice'
+                      AND e.data ->> 'prediction_id' = a.prediction_id)
+    ORDER BY a.job_id
+""")
+
+
+def flag_double_charges(tx: Connection, attempt_ids: Iterable[UUID]) -> None:
+    """Say so in the history of each job that these accepted attempts are not the only ones of, once for each."""
+    if ids := [str(attempt_id) for attempt_id in attempt_ids]:
+        for row in tx.execute(_CHARGED_TWICE, {"ids": ids}).all():
+            note(tx, row.job_id, "job.charged_twice", prediction_id=row.prediction_id)

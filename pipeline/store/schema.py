@@ -7,8 +7,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, column, create_engine, select, table, text
+from sqlalchemy.exc import OperationalError
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Unavailable
 from pipeline.store.tables import SCHEMA, Base
 
 _FOLDER = Path(__file__).parents[2] / "migrations"
@@ -19,13 +20,21 @@ def upgrade(url: str, revision: str = "head") -> None:
     Apply every migration up to *revision*. Safe to run twice, and by two releases at once.
 
     A database that is newer than the code is left alone: a release that is rolled back must not fail for it.
+
+    Raises:
+        Unavailable: The database cannot be reached, or somebody held a lock for too long: run it again.
     """
     engine = create_engine(url, poolclass=NullPool, connect_args={"options": "-c lock_timeout=5s"})
-    with engine.connect() as connection:
-        newer = (current(connection) or known()[0]) not in known()
-    engine.dispose()
-    if not newer:
-        command.upgrade(_config(url), revision)
+    try:
+        with engine.connect() as connection:
+            newer = (current(connection) or known()[0]) not in known()
+        if not newer:
+            command.upgrade(_config(url), revision)
+    except OperationalError as error:
+        why = str(error.orig).partition("\n")[0]
+        raise Unavailable(f"The database cannot be migrated now: {why}") from None
+    finally:
+        engine.dispose()
 
 
 def downgrade(url: str, revision: str) -> None:

@@ -11,6 +11,7 @@ from pipeline.lifecycle.accept import accept, check, decode
 from pipeline.runtime import Runtime
 from pipeline.store import reading, services
 from pipeline.store.services import Service
+from pipeline.web import bodies
 
 bp = Blueprint("api", __name__, url_prefix="/v1")
 
@@ -21,8 +22,7 @@ MAX_BODY_BYTES = 256 * 1024
 def create_job() -> ResponseReturnValue:
     """Accept a job: 201 and the job; 200 when its Idempotency-Key was seen before."""
     rt, service = _caller()
-    request.max_content_length = MAX_BODY_BYTES
-    checked = check(decode(request.get_data(cache=False)), default_model=rt.settings.default_model)
+    checked = check(decode(bodies.read(MAX_BODY_BYTES)), default_model=rt.settings.default_model)
     job_id, made = accept(rt, service, checked, key=request.headers.get("Idempotency-Key"))
     answer = jsonify(_job(rt, service, job_id))
     answer.headers["Location"] = f"/v1/jobs/{job_id}"

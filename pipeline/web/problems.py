@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException
 
 from pipeline import telemetry
-from pipeline.errors import PipelineError, TooLarge
+from pipeline.errors import PipelineError
 
 log = telemetry.get(__name__)
 
@@ -48,8 +48,6 @@ def _ours(error: PipelineError) -> Response:
 
 
 def _http(error: HTTPException) -> Response:
-    if isinstance(error, RequestEntityTooLarge):
-        return _ours(TooLarge(f"Send at most {request.max_content_length or 0:,} bytes."))
     status = error.code or 500
     code = error.name.lower().replace(" ", "_")
     answer = problem(status, code, error.name, error.description or error.name)

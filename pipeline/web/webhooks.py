@@ -8,6 +8,7 @@ from flask.typing import ResponseReturnValue
 from pipeline.errors import MalformedRequest
 from pipeline.lifecycle.hear import hear
 from pipeline.runtime import Runtime
+from pipeline.web import bodies
 
 bp = Blueprint("webhooks", __name__)
 
@@ -21,7 +22,6 @@ def receive(token: str) -> ResponseReturnValue:
     rt: Runtime = current_app.extensions["runtime"]
     if not _TOKEN.fullmatch(token):
         raise MalformedRequest("The path is none that we gave out.")
-    request.max_content_length = MAX_BODY_BYTES
-    body = request.get_data(cache=False)  # the signature covers these bytes, not the JSON they spell
+    body = bodies.read(MAX_BODY_BYTES)  # the signature covers these bytes, not the JSON they spell
     hear(rt, token, dict(request.headers), body)
     return "", 204

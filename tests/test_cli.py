@@ -1,0 +1,315 @@
+"""The operator's door, as an operator uses it: commands in, words and exit statuses out, never a traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.embedded.ports import hold
+from pipeline.jobs import State
+from pipeline.runtime import Runtime
+from pipeline.sandbox import Sandbox
+from pipeline.store import schema, services
+from pipeline.worker import Worker
+from tests.conftest import WEBHOOK_SECRET, Caller
+from tests.factories import execute, processing, queued, scalar, swept
+from tests.http import get
+
+PIPELINE = Path(sys.executable).with_name("pipeline")
+API_KEY = "a-key-that-nobody-may-see"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_in(environ: dict[str, str], *words: str | bytes) -> subprocess.CompletedProcess[str]:
+    """Run a command in exactly this environment of ours; whatever it is, it fails without a traceback or a secret."""
+    path = os.environ.get("PATH", os.defpath)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *words],
+        env={"PATH": path, "LANG": "C.UTF-8", "COLUMNS": "200", **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said, said
+    for secret in (API_KEY, WEBHOOK_SECRET):
+        assert secret not in said
+    if url := environ.get("DATABASE_URL"):
+        assert url.split(":")[2].split("@")[0] not in said, "the database's password"
+    return done
+
+
+@pytest.fixture
+def run(rt: Runtime, environ: dict[str, str]) -> Run:
+    """Run a command on the tests' database: `run("jobs", "--json")`."""
+    return lambda *words: run_in(environ | {"WAVESPEED_API_KEY": API_KEY}, *words)
+
+
+def value(done: subprocess.CompletedProcess[str]) -> Any:
+    """The JSON value a command printed; it must have succeeded."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command says when it does not do it: on standard error, with exit status 1."""
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert done.stderr.startswith("pipeline: ")
+    return done.stderr
+
+
+def service_of(rt: Runtime, key: str) -> str | None:
+    with rt.db.transaction() as tx:
+        found = services.by_key(tx, key)
+    return found.name if found else None
+
+
+# Services
+
+
+def test_a_services_key_is_shown_once_and_kept_as_a_hash(rt: Runtime, run: Run) -> None:
+    """Whoever reads the database, or lists the services, cannot act as one of them."""
+    done = run("services", "create", "shop")
+
+    assert done.returncode == 0
+    (key,) = [word for word in done.stdout.split() if word.startswith("pk_")]
+    assert done.stdout.count(key) == 1
+    assert service_of(rt, key) == "shop"
+    assert key not in scalar(rt, "SELECT string_agg(services::text, ' ') FROM services")
+    assert scalar(rt, "SELECT key_hash = sha256(convert_to(:key, 'UTF8')) FROM services", key=key)
+    listed = run("services", "list")
+    assert "shop" in listed.stdout
+    assert key not in listed.stdout
+
+
+def test_a_name_is_taken_once(rt: Runtime, run: Run) -> None:
+    """A second key for the same name would end the first one's silently."""
+    key = value(run("services", "create", "shop", "--operator", "--json"))["key"]
+
+    assert "rotate" in refusal(run("services", "create", "shop"))
+
+    assert service_of(rt, key) == "shop"
+    assert value(run("services", "list", "--json")) == [{"name": "shop", "operator": True, "revoked": False}]
+
+
+def test_a_rotated_key_ends_the_old_one_and_a_revoked_one_ends_at_once(
+    rt: Runtime, run: Run, make_caller: Callable[..., Caller]
+) -> None:
+    """What is done after a leak must have effect."""
+    old = make_caller("shop").key
+
+    new = value(run("services", "rotate", "shop", "--json"))
+    assert new["name"] == "shop"
+    assert (service_of(rt, old), service_of(rt, new["key"])) == (None, "shop")
+
+    assert run("services", "revoke", "shop").returncode == 0
+    assert service_of(rt, new["key"]) is None
+    assert value(run("services", "list", "--json")) == [{"name": "shop", "operator": False, "revoked": True}]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("services", "create", "No Capitals"),
+        ("services", "rotate", b"caf\xff"),
+        ("services", "revoke", "nobody"),
+        ("enqueue", "a lighthouse", "--service", b"caf\xff"),
+    ],
+    ids=ascii,
+)
+def test_a_service_that_cannot_be_is_refused_in_words(words: tuple[str | bytes, ...], rt: Runtime, run: Run) -> None:
+    """Terminals send any byte."""
+    assert "service" in refusal(run(*words))
+    assert scalar(rt, "SELECT count(*) FROM services") == 0
+
+
+# Jobs
+
+
+def test_jobs_are_handed_in_listed_and_shown(rt: Runtime, run: Run) -> None:
+    """With --json each command prints one value that a program can read."""
+    (first,) = value(run("enqueue", "a lighthouse", "--priority", "3", "--key", "order-1", "--json"))
+    assert (first["state"], first["service"], first["priority"]) == ("queued", "operator", 3)
+    assert first["input"] == {"prompt": "a lighthouse"}
+
+    (again,) = value(run("enqueue", "a lighthouse", "--priority", "3", "--key", "order-1", "--json"))
+    assert again == first
+    several = value(run("enqueue", "a mill", "--count", "3", "--json"))
+    assert len({job["id"] for job in several}) == 3
+
+    assert value(run("jobs", "--json")) == [*several[::-1], first]
+    assert value(run("jobs", "--state", "completed", "--json")) == []
+    shown = value(run("show", first["id"], "--json"))
+    assert shown["id"] == first["id"]
+    assert [event["kind"] for event in shown["events"]] == ["job.queued"]
+    for words in (["jobs"], ["enqueue", "a third"]):
+        done = run(*words)
+        assert done.returncode == 0
+        assert "queued" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("enqueue", ""), "input.prompt: Must not be empty."),
+        (("enqueue", b"\xff"), "input.prompt: "),
+        (("enqueue", "x", "--input", '{"size": 1}'), "input.size: "),
+        (("enqueue", "x", "--input", "[]"), "is not a JSON object"),
+        (("enqueue", "x", "--key", ""), "Idempotency-Key: "),
+        (("enqueue", "x", "--service", "nobody"), "pipeline services create nobody"),
+        (("show", "nonsense"), "is not a job's id"),
+        (("show", "01890000-0000-7000-8000-000000000000"), "There is no job"),
+    ],
+    ids=lambda words: ascii(words)[:50],
+)
+def test_wrong_input_is_named(words: tuple[str | bytes, ...], said: str, rt: Runtime, run: Run) -> None:
+    """The field and what to do about it, exit status 1, nothing stored."""
+    assert said in refusal(run(*words))
+    assert scalar(rt, "SELECT count(*) FROM jobs") == 0
+
+
+@pytest.mark.parametrize("words", [("enqueue", "x", "--priority", "11"), ("jobs", "--state", "odd"), ("nonsense",)])
+def test_wrong_usage_is_exit_status_two(words: tuple[str, ...], run: Run) -> None:
+    """As every other command on the machine."""
+    done = run(*words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_what_is_shown_of_a_job_holds_no_token(rt: Runtime, run: Run, caller: Caller) -> None:
+    """It would let its reader forge the address of a callback; terminals are pasted into tickets."""
+    job = processing(rt, caller.service)
+
+    plain, machine = run("show", str(job.job_id)), run("show", str(job.job_id), "--json")
+
+    (attempt,) = value(machine)["attempts"]
+    assert (attempt["number"], attempt["outcome"], attempt["prediction_id"]) == (1, "accepted", job.prediction_id)
+    assert [event["kind"] for event in value(machine)["events"]] == ["job.queued", "job.submitting", "job.processing"]
+    for done in (plain, machine):
+        assert job.prediction_id in done.stdout
+        assert job.token not in done.stdout + done.stderr
+
+
+def test_markup_in_a_prompt_or_an_error_is_only_text(rt: Runtime, run: Run, caller: Caller) -> None:
+    """Square brackets mean something to the table's printer, escape sequences to the terminal."""
+    job_id = queued(rt, caller.service, "[red]x[/green] [/] [link=file:///etc/passwd]")
+    execute(
+        rt,
+        """
+        UPDATE jobs SET state = 'failed', due_at = NULL, finished_at = clock_timestamp(),
+            error = '{"code": "x", "message": "[/nonsense] \\u001b[31m [bold", "provider_code": null}' WHERE id = :id
+        """,
+        id=job_id,
+    )
+    execute(
+        rt,
+        "INSERT INTO events (job_id, seq, kind, data) VALUES (:id, 2, 'job.failed', '{\"why\": \"[/x] \\u001b[31m\"}')",
+        id=job_id,
+    )
+
+    for words in (("jobs",), ("show", str(job_id))):
+        done = run(*words)
+        assert done.returncode == 0, done.stderr
+        assert "[/nonsense]" in done.stdout
+        assert "\x1b" not in done.stdout
+
+
+def test_waiting_ends_with_the_jobs(
+    rt: Runtime, web: str, run: Run, sandbox: Sandbox, start_worker: Callable[..., Worker]
+) -> None:
+    """The exit status tells a script whether all are completed."""
+    worker = start_worker()
+
+    def finished(*words: str) -> subprocess.CompletedProcess[str]:
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(run, "enqueue", *words, "--wait", "--json")
+            swept(worker, waiting.done)
+            return waiting.result()
+
+    completed = finished("a lighthouse")
+    (job,) = value(completed)
+    assert (job["state"], len(job["outputs"])) == (State.COMPLETED, 1)
+
+    failed = finished("a lighthouse [sandbox:fail]")
+    assert failed.returncode == 1
+    (job,) = json.loads(failed.stdout)
+    assert (job["state"], job["error"]["code"]) == (State.FAILED, "content_moderation")
+
+
+# The environment
+
+
+@pytest.mark.parametrize("words", [("migrate",), ("enqueue", "x"), ("sweep",)], ids=lambda words: words[0])
+def test_settings_that_are_wrong_are_named_all_at_once(words: tuple[str, ...]) -> None:
+    """One deploy mends them all."""
+    wrong = {"LEASE_S": "1", "WAVESPEED_LEVEL": "platinum", "PUBLIC_URL": "http://localhost"}
+
+    said = refusal(run_in({"WAVESPEED_API_KEY": API_KEY, **wrong}, *words))
+
+    named = [line.split(":")[0].strip() for line in said.splitlines()[1:]]
+    assert sorted(named) == sorted(["DATABASE_URL", *wrong])
+
+
+@pytest.mark.parametrize("words", [("migrate",), ("jobs",)], ids=lambda words: words[0])
+def test_a_database_that_is_away_is_said_in_a_line(words: tuple[str, ...]) -> None:
+    """Whoever is called at night reads the last line."""
+    nobody = hold(None)  # the port is ours, and nobody listens
+    said = refusal(run_in({"DATABASE_URL": f"postgres://u:a-password@127.0.0.1:{nobody.number}/d"}, *words))
+    nobody.close()
+
+    assert "The database cannot be " in said
+    assert len(said.splitlines()) == 1
+
+
+def test_migrating_is_safe_to_repeat(new_database: Callable[[str], str]) -> None:
+    """Every release does it; before, every other command says that it is missing."""
+    environ = {"DATABASE_URL": new_database("cli")}
+
+    assert "pipeline migrate" in refusal(run_in(environ, "jobs"))
+    for _ in range(2):
+        done = run_in(environ, "migrate")
+        assert done.returncode == 0
+        assert schema.known()[-1] in done.stderr
+    assert value(run_in(environ, "jobs", "--json")) == []
+
+
+def test_the_command_is_the_module() -> None:
+    """`pipeline` and `python -m pipeline` are the same; help needs no settings."""
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
+    for command in ([str(PIPELINE)], [sys.executable, "-m", "pipeline"]):
+        done = subprocess.run([*command, "--help"], env=environ, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        for name in ("enqueue", "jobs", "show", "services", "migrate", "sandbox", "sweep", "dev", "demo"):
+            assert name in done.stdout
+
+
+# The sandbox
+
+
+def test_the_sandbox_says_where_it_listens() -> None:
+    """On any free port; it ends when asked."""
+    command = [str(PIPELINE), "sandbox", "--port", "0", "--api-key", API_KEY, "--generation-s", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        line = process.stdout.readline()
+        url = line.rpartition(" ")[2].strip()
+        assert line.startswith("sandbox listening on http://127.0.0.1:")
+        assert get(f"{url}/api/v3/balance", key=API_KEY).status == 200
+        assert get(f"{url}/api/v3/balance", key="another").status == 401
+        process.send_signal(signal.SIGTERM)
+        rest, errors = process.communicate(timeout=20)
+    assert (rest, errors, process.returncode) == ("", "", 0)
+
+
+@pytest.mark.parametrize("faults", ['{"fial": 1}', "[]", "nonsense", '{"fail": 2}'])
+def test_a_fault_that_does_not_exist_is_refused(faults: str) -> None:
+    """A test that believes in a fault it mistyped proves nothing."""
+    refusal(run_in({}, "sandbox", "--port", "0", "--faults", faults))

@@ -1,0 +1,157 @@
+"""Nudges: few messages for many calls, and a broker that is away, or silent, delays nobody."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+
+from pipeline.broker import QUEUE, make_celery
+from pipeline.embedded.processes import Server
+from pipeline.jobs import State
+from pipeline.nudges import COALESCE_S, Nudger
+from pipeline.runtime import Runtime
+from tests.conftest import Caller
+from tests.factories import queued, state, until
+from tests.test_wavespeed import closed_port
+
+
+@pytest.fixture
+def broker(valkey: Server) -> Iterator[Any]:
+    """Give a client of the Valkey server, emptied."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+        yield client
+
+
+def nudger(url: str, **options: float) -> Nudger:
+    return Nudger(make_celery(url), url, **options)
+
+
+def messages(broker: Any) -> list[dict[str, Any]]:
+    return [json.loads(message) for message in broker.lrange(QUEUE, 0, -1)]
+
+
+def test_a_nudge_is_a_small_json_message_that_names_no_job(valkey: Server, broker: Any) -> None:
+    """It says: look. Whatever it is lost, doubled or late for, the rows know better."""
+    nudger(valkey.url)("submit")
+
+    (message,) = until(lambda: messages(broker))
+
+    headers, body = message["headers"], message["body"]
+    assert headers["task"] == "pipeline.submit"
+    assert message["content-type"] == "application/json"
+    assert (headers["eta"], headers["retries"], headers["ignore_result"]) == (None, 0, True)
+    assert headers["expires"]  # an old nudge has nothing to say
+    assert headers["argsrepr"] == "()"
+    assert body
+
+
+@pytest.mark.parametrize("kinds", [("submit",), ("submit", "poll", "reconcile")])
+def test_many_nudges_are_few_messages(valkey: Server, broker: Any, kinds: tuple[str, ...]) -> None:
+    """A batch of ten thousand jobs, or a thousand callbacks a second, must not be as many messages."""
+    nudge = nudger(valkey.url)
+    begun = time.monotonic()
+
+    def insist() -> None:
+        for _ in range(500):
+            nudge(*kinds)
+
+    threads = [threading.Thread(target=insist) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took_s = time.monotonic() - begun
+
+    wanted = {f"pipeline.{kind}" for kind in kinds}
+    until(lambda: {message["headers"]["task"] for message in messages(broker)} == wanted)
+    assert len(messages(broker)) <= len(kinds) * (took_s / COALESCE_S + 2)
+
+
+def test_a_nudge_during_the_sending_of_another_is_sent_too(valkey: Server, broker: Any) -> None:
+    """Else a job accepted in that moment would wait for the sweep."""
+    nudge = nudger(valkey.url)
+    for number in range(1, 21):
+        nudge("submit")
+        until(lambda: len(messages(broker)) == number)  # noqa: B023
+
+
+def test_without_a_broker_a_job_is_accepted_all_the_same(rt: Runtime, caller: Caller) -> None:
+    """The row is the job; the next sweep finds it."""
+    with closed_port() as port:
+        nudge = nudger(f"redis://127.0.0.1:{port}/0")
+        job_id = queued(replace(rt, nudge=nudge), caller.service)
+        assert state(rt, job_id) == State.QUEUED
+        until(lambda: nudge.failing)
+        nudge("submit")
+
+
+def test_a_broker_that_accepts_and_never_answers_holds_up_no_request(rt: Runtime, caller: Caller) -> None:
+    """Tried without a thread of its own: 6 to 40 seconds for each request."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nudge = nudger(f"redis://127.0.0.1:{listener.getsockname()[1]}/0", timeout_s=120.0)
+        nudge("submit")
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.recv(1)  # from now on, the sender waits for an answer
+
+            job_id = queued(replace(rt, nudge=nudge), caller.service)
+            for _ in range(1000):
+                nudge("submit", "poll")
+
+            assert state(rt, job_id) == State.QUEUED
+            assert not nudge.failing  # it still waits
+
+
+def test_a_silent_broker_is_given_up_and_tried_anew_with_the_next_nudge() -> None:
+    """A connection that went dead must not be waited on for good."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nudge = nudger(f"redis://127.0.0.1:{listener.getsockname()[1]}/0", timeout_s=0.2)
+        nudge("submit")
+        first, _ = listener.accept()
+        until(lambda: nudge.failing)
+
+        nudge("submit")
+        second, _ = listener.accept()
+        assert second.recv(1)
+        first.close()
+        second.close()
+
+
+@pytest.mark.parametrize("schema", ["redis", "amqp"])
+def test_a_broker_that_nothing_can_be_said_to_is_only_a_nudge_dropped(schema: str) -> None:
+    """Whatever the library raises: garbage for an answer here."""
+
+    def babble(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.sendall(b"\x00garbage\r\n" * 20)
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=babble, args=(listener,))
+        thread.start()
+        nudge: Callable[..., None] = nudger(f"{schema}://127.0.0.1:{listener.getsockname()[1]}//", timeout_s=1.0)
+        nudge("submit")
+        thread.join()
+        until(lambda: nudge.failing)  # type: ignore[attr-defined]
+
+
+def test_nudges_go_out_again_once_the_broker_is_back(valkey: Server, broker: Any) -> None:
+    """It keeps its address over a restart; nobody has to restart us."""
+    nudge = nudger(valkey.url)
+    nudge("submit")
+    until(lambda: messages(broker))
+
+    valkey.stop()
+    until(lambda: nudge("poll") or nudge.failing)  # type: ignore[func-returns-value]
+    valkey.start()
+    with redis.Redis.from_url(valkey.url) as client:
+        until(lambda: nudge("poll") or messages(client))  # type: ignore[func-returns-value]
+
+    until(lambda: not nudge.failing)
