@@ -69,6 +69,14 @@ class Secrets:
         self._db = db
         self._known: Sequence[str] = ()
         self._read_at = float("-inf")
+        self._asked_at = float("-inf")
+
+    def may_be_rotated(self) -> bool:
+        """True when a fetched secret matched nothing, at most once in a few seconds: strangers can provoke this."""
+        if self.from_environment or time.monotonic() - self._asked_at < SECRETS_REREAD_S:
+            return False
+        self._asked_at = time.monotonic()
+        return True
 
     def __call__(self) -> Sequence[str]:
         """

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -82,3 +84,27 @@ def _steps(step: TracebackType | None) -> Iterator[TracebackType]:
 def get(name: str) -> Any:
     """A logger; `log.info("job.settled", job_id=…, via="webhook")`."""
     return structlog.get_logger(name)
+
+
+class Tally:
+    """Counts what anybody may provoke at any rate, and logs the count at most once in EVERY_S seconds."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._lock = threading.Lock()
+        self._said_at = float("-inf")
+        self._since_then = 0
+        self.total = 0
+        """All of this process."""
+
+    def count(self, **facts: object) -> None:
+        """Count one; *facts* are those of the newest."""
+        with self._lock:
+            self.total += 1
+            self._since_then += 1
+            if time.monotonic() - self._said_at < self.EVERY_S:
+                return
+            since, self._since_then, self._said_at = self._since_then, 0, time.monotonic()
+        get(__name__).warning(self._event, count=since, total=self.total, **facts)

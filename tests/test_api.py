@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.jobs import State
+from pipeline.lifecycle.accept import accept, check
 from pipeline.runtime import Runtime
 from pipeline.settings import load
 from pipeline.store import account, schema, services
@@ -213,6 +214,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("run_at no time", A_JOB | {"run_at": "tomorrow"}, ["run_at"]),
     ("run_at a list", A_JOB | {"run_at": []}, ["run_at"]),
     ("run_at 1e300", A_JOB | {"run_at": 1e300}, ["run_at"]),
+    ("run_at a number, of whatever unit", A_JOB | {"run_at": 1_800_000_000}, ["run_at"]),
     ("metadata a list", A_JOB | {"metadata": []}, ["metadata"]),
     ("metadata with a number", A_JOB | {"metadata": {"order": 42}}, ["metadata.order"]),
     ("metadata nested", A_JOB | {"metadata": {"order": {"id": "42"}}}, ["metadata.order"]),
@@ -668,3 +670,13 @@ def test_a_schema_older_than_the_code_is_not_ready(
         stamp("9999_next_release")
         assert get(f"{served.url}/readyz").status == 200
     database.close()
+
+
+def test_a_repeat_is_a_repeat_though_the_default_model_has_changed(
+    make_rt: Callable[..., Runtime], caller: Caller
+) -> None:
+    """The caller sent the same request twice; what we fill in for it is our own affair."""
+    request = check({"input": {"prompt": "a lighthouse"}}, default_model="openai/dall-e-2")
+    first = accept(make_rt(), caller.service, request, key="order-42")
+    again = accept(make_rt(default_model="openai/gpt-image-2/text-to-image"), caller.service, request, key="order-42")
+    assert again == (first[0], False)

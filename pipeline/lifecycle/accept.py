@@ -7,7 +7,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, Field, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 
 from pipeline import models
 from pipeline.errors import FieldError, InvalidInput, MalformedRequest
@@ -30,6 +39,12 @@ MetadataName = Annotated[StrictStr, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[StrictStr, Field(max_length=500)]
 
 
+def _time_as_text(value: object) -> object:
+    if not isinstance(value, str):  # a bare number would be read as seconds, or as milliseconds
+        raise ValueError("must be a text such as 2026-01-31T12:00:00Z")
+    return value
+
+
 class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """What a caller asks for."""
 
@@ -38,7 +53,7 @@ class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=Tr
     )
     input: dict[str, Any]
     priority: Annotated[StrictInt, Field(ge=-10, le=10)] = 0
-    run_at: AwareDatetime | None = None
+    run_at: Annotated[AwareDatetime, BeforeValidator(_time_as_text)] | None = None
     deadline_s: Seconds | None = None
     metadata: Annotated[dict[MetadataName, MetadataValue], Field(max_length=_MAX_METADATA)] = {}
 
@@ -51,7 +66,7 @@ def decode(body: bytes) -> Any:
         MalformedRequest: It is not JSON in UTF-8.
     """
     try:
-        return json.loads(body, parse_constant=_no_constants)
+        return json.loads(body.decode(), parse_constant=_no_constants)
     except (ValueError, RecursionError):  # bad UTF-8 and endless digits are ValueErrors too
         raise MalformedRequest("The body must be a JSON object in UTF-8.") from None
 
@@ -76,7 +91,7 @@ def check(value: Any, *, default_model: str) -> JobRequest:
     model = request.model or default_model
     if errors := models.check(model, request.input):
         raise InvalidInput(errors=errors)
-    return request.model_copy(update={"model": model})
+    return request
 
 
 def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | None = None) -> tuple[UUID, bool]:

@@ -13,6 +13,9 @@ from pipeline.store.tables import Verdict
 
 log = telemetry.get(__name__)
 
+REFUSED = telemetry.Tally("callback.refused")
+"""Forgeries are counted, not stored: a stranger must not be able to fill the database, or the log."""
+
 _KEPT_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "user-agent")
 
 
@@ -28,8 +31,9 @@ def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> He
     try:
         freshness = verify(rt.secrets(), headers, body, now=rt.unix_time())
     except BadSignature as error:
-        if not rt.secrets.from_environment and error.well_formed:
-            rt.nudge("secrets")  # perhaps the secret was rotated: a worker fetches it, at most once a minute
+        REFUSED.count(well_formed=error.well_formed)
+        if error.well_formed and rt.secrets.may_be_rotated():
+            rt.nudge("secrets")  # a worker fetches it, at most once a minute over all processes
         raise
     delivery = Delivery(token, _kept(headers), body)
     try:

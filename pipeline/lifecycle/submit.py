@@ -68,7 +68,7 @@ class Submitter:
         self._hungry = False  # there was more to claim than could begin at once
         # The provider counts arrivals, we count claims: a POST may begin this much later than its claim, so the
         # window is taken this much longer.
-        self._margin_s = min(1.0, rt.settings.submit_window_s / 60)
+        self._margin_s = min(1.0, rt.settings.submit_window_s / 10)
 
     def look(self) -> float | None:
         """Claim what is due and allowed, and start its POSTs. Returns when to look again by itself, in seconds."""

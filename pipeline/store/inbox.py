@@ -132,7 +132,8 @@ _FILE = text("""
         RETURNING a.job_id
     ), woken AS (
         UPDATE jobs j SET due_at = clock_timestamp()
-        FROM hinted h WHERE j.id = h.job_id AND j.state IN ('processing', 'unknown', 'expired')
+        FROM hinted h WHERE j.id = h.job_id
+          AND (j.state IN ('processing', 'unknown') OR j.state = 'expired' AND j.prediction_id IS NOT NULL)
     )
     INSERT INTO callbacks (id, received_at, token, attempt_id, job_id, prediction_id, verdict, headers, body)
     SELECT :id, clock_timestamp(), :token, k.attempt_id, k.job_id, :prediction_id,
@@ -158,7 +159,8 @@ def look_now(tx: Connection, attempt_id: UUID) -> None:
             RETURNING job_id
         )
         UPDATE jobs j SET due_at = clock_timestamp()
-        FROM hinted h WHERE j.id = h.job_id AND j.state IN ('processing', 'unknown', 'expired')
+        FROM hinted h WHERE j.id = h.job_id
+          AND (j.state IN ('processing', 'unknown') OR j.state = 'expired' AND j.prediction_id IS NOT NULL)
     """)
     tx.execute(statement, {"attempt_id": attempt_id})
 

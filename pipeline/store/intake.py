@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from pipeline.errors import IdempotencyConflict
+from pipeline.errors import IdempotencyConflict, Unavailable
 from pipeline.store.tables import IdempotencyKeyRow, new_id
 
 
@@ -85,7 +85,10 @@ def add_once(tx: Connection, job: NewJob, key: str, fingerprint: bytes) -> tuple
     query = select(IdempotencyKeyRow.job_id, IdempotencyKeyRow.fingerprint).where(
         IdempotencyKeyRow.service_id == job.service_id, IdempotencyKeyRow.key == key
     )
-    job_id, earlier = tx.execute(query).one()
+    found = tx.execute(query).first()
+    if found is None:  # pruned between the two statements
+        raise Unavailable("The job of this Idempotency-Key was just being removed.")
+    job_id, earlier = found
     if earlier != fingerprint:
         raise IdempotencyConflict("Use a new Idempotency-Key for a new request, or repeat the first one unchanged.")
     return job_id, False

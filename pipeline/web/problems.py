@@ -7,7 +7,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from pipeline import telemetry
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unauthorized
 
 log = telemetry.get(__name__)
 
@@ -42,7 +42,7 @@ def _ours(error: PipelineError) -> Response:
     answer = problem(error.status, error.code, error.title, error.detail, fields)
     if error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(round(error.retry_after_s))
-    if error.status == 401:
+    if isinstance(error, Unauthorized):
         answer.headers["WWW-Authenticate"] = "Bearer"
     return answer
 
