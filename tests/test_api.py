@@ -278,6 +278,7 @@ def test_what_json_allows_and_postgres_does_not_is_named(
         b"{'input':{}}",
         b"prompt=x",
         b'{"input":{"prompt":"\xff"}}',
+        json.dumps(A_JOB).encode("utf-16"),
         b'{"input":{"prompt":"\xc3"}}',
         b'{"input":{"prompt":"\xe9t\xe9"}}',
         b'{"input":{"prompt":"x","n":NaN}}',
