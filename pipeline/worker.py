@@ -26,7 +26,7 @@ from pipeline.threads import Duty, Loop
 log = telemetry.get(__name__)
 
 HEARTBEAT_S = 5.0
-UNSWEPT_S = 3 * SWEEP_S
+UNSWEPT_S = 1.5 * SWEEP_S
 """When nobody swept for so long, beat or the broker is away, and workers sweep by themselves."""
 
 STOP_S = 18.0

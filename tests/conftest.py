@@ -5,6 +5,7 @@ Real servers, started once for each test process, and what most tests start from
 `web` is the product's own web server on the same database. Nothing of ours is mocked.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from pipeline.embedded import procfile
 from pipeline.embedded import valkey as embedded_valkey
 from pipeline.embedded.ports import hold
 from pipeline.embedded.processes import Process, Program, Server, wait_until
+from pipeline.errors import Unavailable
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from pipeline.settings import Settings, load
@@ -119,12 +121,18 @@ def pool(database_url: str) -> Iterator[Database]:
 @pytest.fixture
 def db(pool: Database) -> Database:
     """Give the database, emptied."""
-    with pool.transaction() as tx:
-        tx.exec_driver_sql(
-            "TRUNCATE pipeline.jobs, pipeline.attempts, pipeline.events, pipeline.callbacks,"
-            " pipeline.idempotency_keys, pipeline.services, pipeline.workers, pipeline.account"
-        )
-        tx.exec_driver_sql("INSERT INTO pipeline.account (id) VALUES (1)")
+
+    def emptied() -> bool:
+        with contextlib.suppress(Unavailable), pool.transaction() as tx:  # a late callback of the last test may hold it
+            tx.exec_driver_sql(
+                "TRUNCATE pipeline.jobs, pipeline.attempts, pipeline.events, pipeline.callbacks,"
+                " pipeline.idempotency_keys, pipeline.services, pipeline.workers, pipeline.account"
+            )
+            tx.exec_driver_sql("INSERT INTO pipeline.account (id) VALUES (1)")
+            return True
+        return False
+
+    assert wait_until(emptied, 30.0)
     return pool
 
 

@@ -685,13 +685,13 @@ def test_a_claim_that_cannot_begin_in_time_goes_back_unsent(
     make_rt: MakeRuntime, caller: Caller, sandbox: Sandbox
 ) -> None:
     """Its place in the provider's window was reckoned from the claim: sent later, it would exceed the limit."""
-    rt = make_rt(submit_window_s=0.6)
+    rt = make_rt(submit_window_s=0.2)
     job_id = queued(rt, caller.service)
     blocked = Blocked()
     submitter = Submitter(rt, new_id(), blocked.loop, rt.provider(), wake=lambda: None)
     submitter.look()
-    begin_by = time.monotonic() + 0.6 / 60
-    until(lambda: time.monotonic() > begin_by)
+    too_late = time.monotonic() + rt.settings.submit_window_s
+    until(lambda: time.monotonic() > too_late)
 
     blocked.let_go()
     until(lambda: state(rt, job_id) == State.QUEUED)

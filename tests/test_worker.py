@@ -41,7 +41,7 @@ def env(environ: dict[str, str]) -> dict[str, str]:
 def running(env: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run the command line as a process of its own."""
     argv = [sys.executable, "-m", "pipeline", *arguments]
-    with subprocess.Popen(argv, env=env, cwd=PROCFILE.parent, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(argv, env=env, cwd=PROCFILE.parent) as process:
         try:
             yield process
         finally:
