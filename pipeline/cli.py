@@ -98,13 +98,14 @@ def enqueue(
 def jobs(
     *,
     state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    needs_decision: Annotated[bool, typer.Option("--needs-decision", help="Only those held for a person.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List the newest jobs."""
     rt = _runtime()
     with rt.db.transaction() as tx:
-        rows = reading.jobs(tx, state=state, limit=limit)
+        rows = reading.jobs(tx, state=state, held=needs_decision, limit=limit)
     _show_jobs(rows, as_json=as_json)
 
 
@@ -138,6 +139,30 @@ def show(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: 
         data = ", ".join(f"{name}={value}" for name, value in event["data"].items())
         table.add_row(*map(_plain, (event["seq"], event["at"], event["kind"], data)))
     out.print(table)
+
+
+@cli.command()
+def decide(
+    job: Annotated[str, typer.Argument(help="The id of a job whose paid request is in doubt.")],
+    *,
+    adopt: Annotated[str | None, typer.Option(metavar="ID", help="This task of the provider's is its own.")] = None,
+    resubmit: Annotated[bool, typer.Option("--resubmit", help="Submit it again: it may be paid for twice.")] = False,
+    give_up: Annotated[bool, typer.Option("--give-up", help="Let it fail.")] = False,
+) -> None:
+    """Say what became of a job that nothing could prove (`pipeline jobs --needs-decision` lists them)."""
+    from pipeline.lifecycle import decide as decisions  # noqa: PLC0415
+
+    if [adopt is not None, resubmit, give_up].count(True) != 1:
+        raise typer.BadParameter("choose one of --adopt ID, --resubmit and --give-up")
+    rt, job_id = _runtime(), _job_id(job)
+    _row(rt, job_id)
+    if adopt is not None:
+        decisions.adopt(rt, job_id, adopt)
+    elif resubmit:
+        decisions.resubmit(rt, job_id)
+    else:
+        decisions.give_up(rt, job_id)
+    err.print(f"the job is {_row(rt, job_id).state} now")
 
 
 @cli.command()

@@ -4,7 +4,7 @@ Every exception we raise on purpose, as one tree.
     PipelineError
     ├── ConfigError        the environment is wrong; the message names every bad variable
     ├── Unauthorized (401) · BadSignature (401) · UnknownJob (404)
-    ├── MalformedRequest (400) · IdempotencyConflict (409) · TooLarge (413) · InvalidInput (422)
+    ├── MalformedRequest (400) · NotAllowedNow (409) · IdempotencyConflict (409) · TooLarge (413) · InvalidInput (422)
     ├── Unavailable (503)
     └── ProviderError      what WaveSpeed answered, sorted by what may be done next
         ├── Transient      surely nothing was done: try again; `.retry_after_s`
@@ -88,6 +88,14 @@ class UnknownJob(PipelineError):
     status = 404
     code = "unknown_job"
     title = "There is no such job"
+
+
+class NotAllowedNow(PipelineError):
+    """The job is in a state that does not allow this."""
+
+    status = 409
+    code = "not_allowed_now"
+    title = "The job's state does not allow this"
 
 
 class IdempotencyConflict(PipelineError):

@@ -40,6 +40,10 @@ IN_FLIGHT = frozenset({State.SUBMITTING, State.PROCESSING, State.UNKNOWN})
 """The states in which a task of ours may be running at the provider and fill one of its places."""
 
 
+TOLD = FINAL | {State.EXPIRED}
+"""The states whose coming callers are told of: the notification is planned in the commit of the move."""
+
+
 class Via(StrEnum):
     """What brought the verdict."""
 

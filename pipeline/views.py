@@ -24,6 +24,7 @@ def job(row: Any) -> dict[str, Any]:
         "deadline_at": _time(row.deadline_at),
         "attempts": row.attempts,
         "prediction_id": row.prediction_id,
+        "needs_decision": {"since": _time(row.held_at), "reason": row.held_reason} if row.held_at else None,
         "settled_by": row.settled_by,
         "created_at": _time(row.created_at),
         "submitted_at": _time(row.submitted_at),

@@ -126,7 +126,8 @@ def db(pool: Database) -> Database:
         with contextlib.suppress(Unavailable), pool.transaction() as tx:  # a late callback of the last test may hold it
             tx.exec_driver_sql(
                 "TRUNCATE pipeline.jobs, pipeline.attempts, pipeline.events, pipeline.callbacks,"
-                " pipeline.idempotency_keys, pipeline.services, pipeline.workers, pipeline.account"
+                " pipeline.notifications, pipeline.idempotency_keys, pipeline.services, pipeline.workers,"
+                " pipeline.account"
             )
             tx.exec_driver_sql("INSERT INTO pipeline.account (id) VALUES (1)")
             return True

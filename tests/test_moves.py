@@ -1,12 +1,13 @@
 """The guarded UPDATE under concurrency: moved once, by the attempt that counts, and never in a circle of waiting."""
 
+import contextlib
 import random
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from pipeline.jobs import State, Via
+from pipeline.jobs import FINAL, TOLD, State, Via, sources
 from pipeline.runtime import Runtime
 from pipeline.store import reading
 from pipeline.store.moves import Move, advance, note
@@ -159,3 +160,20 @@ def test_a_note_on_a_job_that_is_not_there_is_nothing(rt: Runtime) -> None:
     with rt.db.transaction() as tx:
         note(tx, new_id(), "job.remarked")
     assert scalar(rt, "SELECT count(*) FROM events") == 0
+
+
+@pytest.mark.parametrize("to", sorted(TOLD | {State.QUEUED}))
+def test_what_must_be_told_is_planned_in_the_commit_of_the_move(rt: Runtime, caller: Caller, to: State) -> None:
+    """A process that dies right after the verdict must not keep it from the caller; other moves tell nobody."""
+    job_id = placed(rt, caller.service, min(sources(to)))
+    last = Move(job_id, to, due_s=None if to in FINAL else 1.0, outputs=[], error={})
+
+    with contextlib.suppress(ZeroDivisionError), rt.db.transaction() as tx:
+        assert advance(tx, [last]) == {job_id}
+        raise ZeroDivisionError
+    assert scalar(rt, "SELECT count(*) FROM notifications") == 0
+
+    for _ in range(2):
+        move(rt, last)
+    planned = scalar(rt, "SELECT array_agg(event || ' ' || seq || ' ' || state) FROM notifications")
+    assert planned == ([f"job.{to} 8 pending"] if to in TOLD else None)

@@ -33,6 +33,8 @@ UNKNOWN_CLOCK_SLACK = timedelta(minutes=15)
 MAX_PAGES = 100
 PAGE_SIZE = 100
 LONGEST_DELAY_S = 3600.0
+GIVEN_UP_AFTER_S = 7 * 86400.0  # the provider keeps nothing for longer: then only a person can end it
+UNREADABLE_FOR_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,9 @@ class Reconciler:
             log.warning("reconcile.list_unread", model=model, count=len(lost), why=error.code)
             with self._rt.db.transaction() as tx:
                 missing.postpone(tx, lost, max(error.retry_after_s or 0.0, 5.0))
+                for one in lost:
+                    if one.age_s > self._rt.settings.unknown_patience_s + UNREADABLE_FOR_S:
+                        self._hold(tx, one, f"the provider's list could not be read ({error.code})")
                 halted = isinstance(error, KeyRefused) and account.halt(tx, "key_refused", balance=None, probe_s=0.0)
             if halted:
                 log.error("account.halted", reason="key_refused")
@@ -101,7 +106,7 @@ class Reconciler:
             and item.model in {None, one.model}
             and (item.created_at is None or first <= item.created_at <= last)
         ]
-        same = [item for item in candidates if item.input is not None and _equal(item, one)]
+        same = [item for item in candidates if item.input is not None and _same_request(item, one)]
         unlabelled = [item for item in candidates if item.input is None]
         found = None
         if same:
@@ -123,10 +128,18 @@ class Reconciler:
             tx,
             one,
             absent=absent,
-            next_s=gap_s if absent else _delay_s(age_s, patience_s),
-            candidates=len(same) + len(unlabelled),
+            next_s=gap_s if absent else delay_s(age_s, patience_s),
+            window=[first.isoformat(timespec="milliseconds"), last.isoformat(timespec="milliseconds")],
+            listed=len(reading.items),
+            candidates=[item.id for item in (*same, *unlabelled)][:20],
             complete=reading.complete,
         )
+        if not absent and age_s >= patience_s:
+            self._hold(tx, one, _doubt(reading, len(unlabelled)))
+
+    def _hold(self, tx: Transaction, one: Missing, reason: str) -> None:
+        if missing.hold(tx, one, reason):
+            log.error("job.needs_decision", job_id=str(one.job_id), why=reason)
 
     def _follow_hint(self, one: Missing) -> bool:
         """A callback that could not be believed named a task: it is ours if the provider knows it, and it fits."""
@@ -142,7 +155,7 @@ class Reconciler:
             found is None
             or found.model != one.model
             or (found.created_at and not first <= found.created_at <= last)
-            or (found.input is not None and not _equal(found, one))
+            or (found.input is not None and not _same_request(found, one))
         ):
             with self._rt.db.transaction() as tx:
                 missing.drop_hint(tx, one)
@@ -199,13 +212,22 @@ class _Clock:
         return self._now + timedelta(seconds=time.monotonic() - self.started)
 
 
-def _equal(item: Prediction, one: Missing) -> bool:
+def _same_request(item: Prediction, one: Missing) -> bool:
     """The same request: the provider's echo may add the options that we keep to ourselves."""
     sent, _ = models.split(item.input or {})
     return sent == dict(one.input)
 
 
-def _delay_s(age_s: float, patience_s: float) -> float:
-    """Soon at first, then at half the age; once exactly when patience ends, so that the proof can begin."""
+def _doubt(reading: Reading, unlabelled: int) -> str:
+    """Why neither the task nor its absence is proven."""
+    if not reading.complete:
+        return "the provider's list could not be read to its end"
+    return f"{unlabelled} tasks in the provider's list may be it, and the list shows no inputs to tell"
+
+
+def delay_s(age_s: float, patience_s: float) -> float:
+    """Soon at first, then at half the age; once exactly when patience ends; hourly, and after 7 days once a week."""
+    if age_s > GIVEN_UP_AFTER_S:
+        return GIVEN_UP_AFTER_S
     delay_s = min(max(2.0, age_s / 2), 60.0 if age_s < patience_s else LONGEST_DELAY_S)
     return min(delay_s, patience_s - age_s + 0.1) if age_s < patience_s else max(delay_s, 10.0)

@@ -68,7 +68,8 @@ _CLAIM = text(f"""
     ), used AS MATERIALIZED (
         SELECT coalesce(sum(n), 0)::int AS starts,
                extract(epoch FROM min(oldest) - statement_timestamp())::float8 AS oldest_s,
-               (SELECT count(*) FROM jobs WHERE {one_of("state", IN_FLIGHT)} AND due_at IS NOT NULL)::int AS in_flight,
+               (SELECT count(*) FROM jobs WHERE {one_of("state", IN_FLIGHT)} AND due_at IS NOT NULL
+                  AND held_at IS NULL)::int AS in_flight,  -- what waits for a person must not block the others
                (SELECT count(*) FROM jobs WHERE state = 'submitting' AND due_at IS NOT NULL)::int AS submitting
         FROM recent
     ), turns AS (  -- fair by weight over the last minute's starts; priority orders a service's own jobs only

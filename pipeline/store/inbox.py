@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from pipeline.jobs import FINAL, IN_FLIGHT, State, Via
+from pipeline.jobs import FINAL, IN_FLIGHT, TOLD, State, Via
 from pipeline.predictions import Prediction, Status
 from pipeline.store.moves import LEGAL, flag_double_charges, note
 from pipeline.store.tables import Verdict, new_id
@@ -72,9 +72,13 @@ _HEAR = text("""
             outputs = coalesce(CAST(:outputs AS jsonb), j.outputs),
             error = coalesce(CAST(:error AS jsonb), j.error),
             inference_ms = coalesce(:inference_ms, j.inference_ms),
+            held_at = NULL, held_reason = NULL,
             last_seq = j.last_seq + 1
         FROM judged g WHERE j.id = g.job_id AND g.verdict = 'applied'
         RETURNING j.id, j.last_seq, g.state AS "from"
+    ), planned AS (
+        INSERT INTO notifications (id, event, job_id, seq, due_at)
+        SELECT :notice_id, 'job.' || :to, id, last_seq, clock_timestamp() FROM moved WHERE :to = ANY(:told)
     ), told AS (
         INSERT INTO events (job_id, seq, at, kind, data)
         SELECT id, last_seq, clock_timestamp(), 'job.' || :to, jsonb_build_object('from', "from", 'via', :via)
@@ -106,6 +110,8 @@ def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: 
             "via": Via.WEBHOOK,
             "legal": LEGAL,
             "final": sorted(FINAL),
+            "told": sorted(TOLD),
+            "notice_id": new_id(),
             "in_flight": sorted(IN_FLIGHT),
             "poll_s": poll_s,
             "outputs": json.dumps(prediction.files) if to is State.COMPLETED else None,

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, text
 from pipeline.jobs import State, Via
 from pipeline.predictions import Prediction, Status
 from pipeline.store.moves import Move, advance, flag_double_charges, note
+from pipeline.store.tables import new_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,11 @@ class Missing:
     hint_id: str | None
 
 
-_MISSING = text("""
+_WHEN = """a.started_at, coalesce(a.ended_at, a.started_at),
+           extract(epoch FROM clock_timestamp() - coalesce(a.ended_at, a.started_at))::float8,
+           extract(epoch FROM clock_timestamp() - a.absent_at)::float8, a.hint_id"""
+
+_MISSING = text(f"""
     WITH taken AS (
         UPDATE jobs j SET due_at = clock_timestamp() + make_interval(secs => :lease_s)
         FROM (
@@ -37,9 +42,7 @@ _MISSING = text("""
         ) d WHERE j.id = d.id
         RETURNING j.id, j.current_attempt, j.model, j.input
     )
-    SELECT t.id, a.id, t.model, t.input, a.started_at, coalesce(a.ended_at, a.started_at),
-           extract(epoch FROM clock_timestamp() - coalesce(a.ended_at, a.started_at))::float8,
-           extract(epoch FROM clock_timestamp() - a.absent_at)::float8, a.hint_id
+    SELECT t.id, a.id, t.model, t.input, {_WHEN}
     FROM taken t JOIN attempts a ON a.id = t.current_attempt
 """)
 
@@ -47,6 +50,18 @@ _MISSING = text("""
 def claim_missing(tx: Connection, *, at_most: int, lease_s: float) -> list[Missing]:
     """Take up to *at_most* unknown jobs whose time has come, for *lease_s* seconds."""
     return [Missing(*row) for row in tx.execute(_MISSING, {"at_most": at_most, "lease_s": lease_s})]
+
+
+_ONE = text(f"""
+    SELECT j.id, a.id, j.model, j.input, {_WHEN}
+    FROM jobs j JOIN attempts a ON a.id = j.current_attempt WHERE j.id = :job_id AND j.state = 'unknown'
+""")
+
+
+def one(tx: Connection, job_id: UUID) -> Missing | None:
+    """The lost attempt of one job; None unless the job is unknown."""
+    row = tx.execute(_ONE, {"job_id": job_id}).first()
+    return Missing(*row) if row else None
 
 
 def now(tx: Connection) -> datetime:
@@ -92,7 +107,7 @@ _ADOPT = text("""
 """)
 
 
-def adopt(tx: Connection, missing: Missing, found: Prediction, *, poll_s: float, why: str) -> bool:
+def adopt(tx: Connection, missing: Missing, found: Prediction, *, poll_s: float, why: str, via: Via = Via.LIST) -> bool:
     """Give a found task to the attempt that lost it, and the job whatever verdict the task already has."""
     if not tx.execute(_ADOPT, {"prediction_id": found.id, "attempt_id": missing.attempt_id}).first():
         return False
@@ -103,12 +118,12 @@ def adopt(tx: Connection, missing: Missing, found: Prediction, *, poll_s: float,
         to,
         attempt_id=missing.attempt_id,
         due_s=None if done else poll_s,
-        via=Via.LIST if done else None,
+        via=via if done else None,
         prediction_id=found.id,
         outputs=found.files if to is State.COMPLETED else None,
         error=found.problem,
         inference_ms=found.inference_ms,
-        data={"via": Via.LIST, "prediction_id": found.id, "why": why},
+        data={"via": via, "prediction_id": found.id, "why": why},
     )
     moved = bool(advance(tx, [move]))
     flag_double_charges(tx, [missing.attempt_id])
@@ -132,6 +147,22 @@ def requeue_absent(tx: Connection, missing: Missing, *, why: str) -> bool:
     return bool(advance(tx, [move]))
 
 
+def give_back(tx: Connection, missing: Missing, to: State, *, why: str) -> bool:
+    """A person ends the doubt: back to the queue, or failed. What the attempt's outcome was stays unknown."""
+    failed = to is State.FAILED
+    message = "Nobody knows whether the provider made it, and it was given up."
+    move = Move(
+        missing.job_id,
+        to,
+        attempt_id=missing.attempt_id,
+        due_s=None if failed else 0,
+        via=Via.OPERATOR if failed else None,
+        error={"code": "given_up", "message": message, "provider_code": None} if failed else None,
+        data={"via": Via.OPERATOR, "why": why},
+    )
+    return bool(advance(tx, [move]))
+
+
 def looked(tx: Connection, missing: Missing, *, absent: bool, next_s: float, **seen: object) -> None:
     """
     Write down that the list was read: what it showed, and when to read it again, in seconds.
@@ -152,6 +183,32 @@ def looked(tx: Connection, missing: Missing, *, absent: bool, next_s: float, **s
     """)
     tx.execute(statement, parameters)
     note(tx, missing.job_id, "attempt.looked_for", absent=absent, next_look_s=round(next_s, 1), **seen)
+
+
+_HOLD = text("""
+    WITH held AS (
+        UPDATE jobs SET held_at = clock_timestamp(), held_reason = :reason, last_seq = last_seq + 1
+        WHERE id = :job_id AND state = 'unknown' AND current_attempt = :attempt_id AND held_at IS NULL
+        RETURNING id, last_seq
+    ), told AS (
+        INSERT INTO events (job_id, seq, at, kind, data)
+        SELECT id, last_seq, clock_timestamp(), 'job.needs_decision', jsonb_build_object('why', CAST(:reason AS text))
+        FROM held
+    )
+    INSERT INTO notifications (id, event, job_id, seq, due_at)
+    SELECT :notice_id, 'job.needs_decision', id, last_seq, clock_timestamp() FROM held RETURNING job_id
+""")
+
+
+def hold(tx: Connection, missing: Missing, reason: str) -> bool:
+    """Leave an unknown job to a person, and plan that the operator is told. True the first time only."""
+    parameters = {
+        "job_id": missing.job_id,
+        "attempt_id": missing.attempt_id,
+        "reason": reason,
+        "notice_id": new_id(),
+    }
+    return tx.execute(_HOLD, parameters).first() is not None
 
 
 def postpone(tx: Connection, missing: Sequence[Missing], next_s: float) -> None:

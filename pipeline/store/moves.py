@@ -8,7 +8,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from pipeline.jobs import FINAL, TRANSITIONS, State, Via
+from pipeline.jobs import FINAL, TOLD, TRANSITIONS, State, Via
+from pipeline.store.tables import new_id
 
 LEGAL = sorted(f"{source}>{target}" for source, targets in TRANSITIONS.items() for target in targets)
 """The table of states as the guard reads it: `queued>submitting`, …"""
@@ -41,7 +42,7 @@ _ADVANCE = text("""
     WITH wanted AS (
         SELECT * FROM jsonb_to_recordset(CAST(:moves AS jsonb)) AS w(
             job_id uuid, "to" text, attempt_id uuid, due_s float8, via text, prediction_id text,
-            outputs jsonb, error jsonb, inference_ms int, data jsonb, kind text)
+            outputs jsonb, error jsonb, inference_ms int, data jsonb, kind text, notice_id uuid)
     ), locked AS (  -- in the order of ids, so that two batches never wait for one another in a circle
         SELECT j.id, j.state AS "from" FROM jobs j WHERE j.id IN (SELECT job_id FROM wanted)
         ORDER BY j.id FOR UPDATE
@@ -57,12 +58,16 @@ _ADVANCE = text("""
             outputs = coalesce(w.outputs, j.outputs),
             error = coalesce(w.error, j.error),
             inference_ms = coalesce(w.inference_ms, j.inference_ms),
+            held_at = NULL, held_reason = NULL,
             last_seq = j.last_seq + 1
         FROM wanted w JOIN locked l ON l.id = w.job_id
         WHERE j.id = l.id
           AND (l."from" || '>' || w."to") = ANY(:legal)
           AND (w.attempt_id IS NULL OR w.attempt_id = j.current_attempt)
-        RETURNING j.id, j.last_seq, l."from", w.kind, w.data
+        RETURNING j.id, j.last_seq, l."from", w.kind, w.data, w.notice_id
+    ), planned AS (
+        INSERT INTO notifications (id, event, job_id, seq, due_at)
+        SELECT notice_id, kind, id, last_seq, clock_timestamp() FROM moved WHERE notice_id IS NOT NULL
     ), told AS (
         INSERT INTO events (job_id, seq, at, kind, data)
         SELECT id, last_seq, clock_timestamp(), kind, jsonb_build_object('from', "from") || data FROM moved
@@ -73,7 +78,7 @@ _ADVANCE = text("""
 
 def advance(tx: Connection, moves: Iterable[Move]) -> set[UUID]:
     """
-    Move each job, if the state it is in now allows that, and write the move to its history.
+    Move each job, if the state it is in now allows that; write the move to its history, and plan who is told.
 
     A job may stand in *moves* once. Losing is normal and raises nothing: a repeat, a late callback, a
     worker that lost the race.
@@ -94,6 +99,7 @@ def advance(tx: Connection, moves: Iterable[Move]) -> set[UUID]:
             "inference_ms": move.inference_ms,
             "data": move.data,
             "kind": move.kind or f"job.{move.to}",
+            "notice_id": str(new_id()) if move.to in TOLD else None,
         }
         for move in moves
     ]

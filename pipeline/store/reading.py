@@ -6,6 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select
 
+from pipeline.jobs import State
 from pipeline.store.tables import AttemptRow, EventRow, JobRow, ServiceRow
 
 _JOB = (
@@ -27,6 +28,8 @@ _JOB = (
     JobRow.settled_by,
     JobRow.inference_ms,
     JobRow.retry_of,
+    JobRow.held_at,
+    JobRow.held_reason,
     JobRow.created_at,
     JobRow.submitted_at,
     JobRow.finished_at,
@@ -41,11 +44,15 @@ def job(tx: Connection, job_id: UUID, *, service_id: UUID | None = None) -> Any 
     return tx.execute(query).first()
 
 
-def jobs(tx: Connection, *, state: str | None = None, after: UUID | None = None, limit: int = 20) -> Sequence[Any]:
-    """The newest jobs, older than *after* if given."""
+def jobs(
+    tx: Connection, *, state: str | None = None, held: bool = False, after: UUID | None = None, limit: int = 20
+) -> Sequence[Any]:
+    """The newest jobs: older than *after*, in that *state*, only those *held* for a person."""
     query = select(*_JOB).join(ServiceRow, ServiceRow.id == JobRow.service_id)
     if state:
         query = query.where(JobRow.state == state)
+    if held:
+        query = query.where(JobRow.state == State.UNKNOWN, JobRow.held_at.is_not(None))
     if after:
         query = query.where(JobRow.id < after)
     return tx.execute(query.order_by(JobRow.id.desc()).limit(limit)).all()

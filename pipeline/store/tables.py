@@ -147,6 +147,8 @@ class JobRow(Base):
     settled_by: Mapped[str | None]
     inference_ms: Mapped[int | None]
     retry_of: Mapped[UUID | None]
+    held_at: Mapped[datetime | None]  # since when an unknown job waits for a person
+    held_reason: Mapped[str | None]
     last_seq: Mapped[int] = mapped_column(server_default="1")  # of its newest event
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     submitted_at: Mapped[datetime | None]  # when the newest attempt started
@@ -194,6 +196,25 @@ class EventRow(Base):
     at: Mapped[datetime] = mapped_column(server_default=NOW)
     kind: Mapped[str]
     data: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+
+
+class NotificationRow(Base):
+    """The outbox: what must be told of an event of a job, or of the account. Planned in the commit of what happened."""
+
+    __tablename__ = "notifications"
+    __table_args__ = (
+        CheckConstraint(one_of("state", ("pending", "delivered", "dead")), name="state"),
+        CheckConstraint("(due_at IS NOT NULL) = (state = 'pending')", name="pending_has_alarm"),
+        UniqueConstraint("job_id", "seq"),  # an event is told once
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    event: Mapped[str]
+    job_id: Mapped[UUID | None]
+    seq: Mapped[int | None]  # of the job's event
+    state: Mapped[str] = mapped_column(server_default="pending")
+    due_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class CallbackRow(Base):
