@@ -24,7 +24,7 @@ from pipeline.store import schema, services
 from pipeline.store.database import Database
 from pipeline.worker import Worker
 from tests.conftest import Caller
-from tests.factories import account, attempts, execute, happened, queued, scalar, state, swept, until
+from tests.factories import account, attempts, execute, happened, kinds, queued, scalar, state, swept, until
 from tests.test_submit import all_are, many, once_each, states, suspect
 
 StartWorker = Callable[..., Worker]
@@ -92,6 +92,32 @@ def test_a_process_that_is_killed_costs_nobody_a_job_or_a_second_charge(
     swept(worker, all_are(rt, jobs, State.COMPLETED))
 
     assert once_each(sandbox, 6)
+    assert {len(attempts(rt, job_id)) for job_id in jobs} == {1}
+
+
+def test_a_process_that_comes_back_from_a_long_pause_pays_for_nothing_and_moves_no_job_of_anothers(
+    rt: Runtime, web: str, env: dict[str, str], caller: Caller, sandbox: Sandbox, start_worker: StartWorker
+) -> None:
+    """Taken for dead, it is not: its answers are late news of its own attempts, whatever became of the jobs."""
+    sandbox.faults(latency_s=3, webhook_drop=1)
+    jobs = many(rt, caller, 5)
+    with running(env, "sweep", "--loop") as process:
+        until(lambda: len(sandbox.ledger()) == 5)
+        process.send_signal(signal.SIGSTOP)
+        sandbox.faults(latency_s=0, webhook_drop=0)
+        until(lambda: sandbox.arrivals()["running"] == 0)
+        assert len(suspect(rt)) == 5
+        swept(start_worker(), all_are(rt, jobs, State.COMPLETED))
+        before = {job_id: kinds(rt, job_id) for job_id in jobs}
+
+        process.send_signal(signal.SIGCONT)
+        jobs += many(rt, caller, 3, "later")
+        until(all_are(rt, jobs, State.COMPLETED))
+        process.terminate()
+        assert process.wait(60) == 0
+
+    assert {job_id: kinds(rt, job_id) for job_id in before} == before
+    assert once_each(sandbox, 8)
     assert {len(attempts(rt, job_id)) for job_id in jobs} == {1}
 
 
