@@ -9,7 +9,7 @@ from uuid import UUID
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline import telemetry, views
@@ -21,6 +21,14 @@ from pipeline.runtime import Runtime, from_environment
 from pipeline.settings import load
 from pipeline.store import reading, schema
 from pipeline.store import services as registry
+
+COLUMNS = ("job", "state", "settled by", "service", "model", "created", "took", "result")
+SPARED = ("created", "service", "model", "settled by", "took", "result", "state")
+"""Which of them a narrow terminal goes without, in this order."""
+
+BORDERS = 3  # of each column, and one more of the table
+RESULT_ROOM = 15  # less of a result says nothing
+ID_WIDTH = 36 + BORDERS + 1
 
 ENDED = FINAL | {State.EXPIRED}
 
@@ -36,7 +44,10 @@ cli.add_typer(services, name="services")
 cli.command()(dev)
 cli.command()(demo)
 
-out = Console()
+WIDE = 10_000
+"""Columns of what is no terminal: a pipe or a file gets every line whole."""
+
+out = Console(width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, one JSON value on stdout.")]
@@ -128,13 +139,11 @@ def show(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: 
         if value not in (None, {}, []):
             shown = json.dumps(value) if isinstance(value, dict | list) else value
             out.print(Text(f"{name:>18}  ", "dim").append(_plain(shown)))
-    table = Table(
-        "#", "started", "ended", "outcome", "prediction", "HTTP", "said", title="attempts", title_justify="left"
-    )
+    table = _folding("attempts", "#", "started", "ended", "outcome", "prediction", "HTTP", "said")
     for attempt in map(views.attempt, attempts):
         table.add_row(*map(_plain, attempt.values()))
     out.print(table)
-    table = Table("#", "at", "what", "", title="events", title_justify="left")
+    table = _folding("events", "#", "at", "what", "")
     for event in map(views.event, events):
         data = ", ".join(f"{name}={value}" for name, value in event["data"].items())
         table.add_row(*map(_plain, (event["seq"], event["at"], event["kind"], data)))
@@ -181,7 +190,7 @@ def sweep(
         worker.stop()
         return
     with Stop() as stop:
-        worker.start()
+        worker.start(stop.wait)
         while not stop.wait(SWEEP_S):
             worker.sweep()
         worker.stop()
@@ -205,6 +214,8 @@ def sandbox(
         serve(host=host, port=port, faults=dial, api_key=api_key, seed=seed)
     except BadFault as error:
         raise InvalidInput(str(error)) from None
+    except (OSError, OverflowError) as error:  # the port is taken, or there is none of that number
+        raise PipelineError(f"The sandbox cannot listen on {host}, port {port}: {error}.") from None
 
 
 @services.command("create")
@@ -343,22 +354,50 @@ def _show_jobs(rows: Any, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    table = Table("job", "state", "settled by", "service", "model", "created", "took", "result")
-    for job in found:
-        took = job["timings"]["total_ms"]
-        result = job["error"]["message"] if job["error"] else ", ".join(str(one["url"]) for one in job["outputs"])
-        table.add_row(
-            job["id"],
-            job["state"],
-            job["settled_by"] or "",
-            job["service"],
-            _plain(job["model"]),
-            job["created_at"][:19],
-            "" if took is None else f"{took / 1000:.1f} s",
-            _plain(result),
-            style="red" if job["state"] == State.FAILED else None,
-        )
+    lines = [_line(job) for job in found]
+    widths = {name: max([len(name), *(line[name].cell_len for line in lines)]) for name in COLUMNS}
+    shown, result = _fitting(widths, out.width)
+    table = Table()
+    for name in shown:
+        table.add_column(name, no_wrap=True, max_width=result if name == "result" else None)
+    for line in lines:
+        failed = line["state"].plain == State.FAILED
+        table.add_row(*(line[name] for name in shown), style="red" if failed else None)
+    out.width = max(out.width, ID_WIDTH)  # an id is shown whole however narrow the terminal is
     out.print(table)
+
+
+def _line(job: dict[str, Any]) -> dict[str, Text]:
+    took = job["timings"]["total_ms"]
+    result = job["error"]["message"] if job["error"] else ", ".join(str(one["url"]) for one in job["outputs"])
+    cells = (
+        job["id"],
+        job["state"],
+        job["settled_by"],
+        job["service"],
+        job["model"],
+        job["created_at"][:19],
+        None if took is None else f"{took / 1000:.1f} s",
+        result,
+    )
+    return dict(zip(COLUMNS, map(_plain, cells), strict=True))
+
+
+def _fitting(widths: dict[str, int], room: int) -> tuple[list[str], int]:
+    """Choose the columns that fit into *room* with the ids whole, and how much of the result is shown."""
+    shown = list(COLUMNS)
+    least = widths | {"result": min(widths["result"], RESULT_ROOM)}
+    for name in SPARED:
+        if sum(least[each] + BORDERS for each in shown) < room:
+            break
+        shown.remove(name)
+    others = sum(widths[each] + BORDERS for each in shown if each != "result")
+    return shown, max(1, room - others - BORDERS - 1)
+
+
+def _folding(title: str, *names: str) -> Table:
+    """Make a table that breaks long words instead of cutting them off."""
+    return Table(*(Column(name, overflow="fold") for name in names), title=title, title_justify="left")
 
 
 def _plain(value: object) -> Text:

@@ -67,10 +67,6 @@ class Outcome(StrEnum):
     ABSENT = "absent"  # was lost; the provider's own list proves that it was never accepted
 
 
-STARTED = frozenset(Outcome) - {Outcome.NOT_SENT}
-"""Outcomes (and NULL) that count against the provider's limits: something was sent."""
-
-
 def sources(target: State) -> frozenset[State]:
     """The states from which a job may move to *target*."""
     return frozenset(state for state, targets in TRANSITIONS.items() if target in targets)

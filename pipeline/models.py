@@ -6,6 +6,7 @@ DALL-E 2 is known at once. Its upstream was withdrawn in May 2026; DEFAULT_MODEL
 Source: https://wavespeed.ai/docs/docs-api/openai/openai-dall-e-2
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -14,12 +15,21 @@ from jsonschema.exceptions import ValidationError
 
 from pipeline.errors import FieldError
 
-OURS = frozenset({"enable_base64_output"})
-"""Options that are never sent: the provider cannot combine base64 output with a webhook, so we convert our copy."""
+OURS = frozenset({"enable_base64_output", "enable_sync_mode"})
+"""
+Options that are never sent. The provider cannot combine base64 output with a webhook, so we convert our copy; and
+a submit that waits for its result would only tie up a request that the webhook makes needless.
+"""
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)+", re.ASCII)
+_RESERVED = frozenset(
+    {"predictions", "model", "models", "billings", "balance", "media", "webhook", "user", "account", "upload"}
+)
+"""The provider's own endpoints: a model's name is pasted into the path, and must not reach them with our key."""
 
 _ANYTHING = {
     "type": "object",
-    "properties": {"prompt": {"type": "string", "minLength": 1, "maxLength": 32_000}},
+    "properties": {"prompt": {"type": "string", "minLength": 1, "maxLength": 32_000, "pattern": r"\S"}},
     "required": ["prompt"],
 }
 
@@ -27,7 +37,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "openai/dall-e-2": {
         "type": "object",
         "properties": {
-            "prompt": {"type": "string", "minLength": 1, "maxLength": 1000},
+            "prompt": {"type": "string", "minLength": 1, "maxLength": 1000, "pattern": r"\S"},
             "enable_base64_output": {"type": "boolean", "default": False},
         },
         "required": ["prompt"],
@@ -37,6 +47,18 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
 
 _VALIDATORS = {model: Draft202012Validator(schema) for model, schema in SCHEMAS.items()}
 _LENIENT = Draft202012Validator(_ANYTHING)
+
+
+def name_problem(model: str) -> str | None:
+    """What is wrong with a model's name, in words; None when it may stand in the path of a paid request."""
+    if len(model) > 200 or not _NAME.fullmatch(model):
+        return "Must be a model's id, such as openai/dall-e-2."
+    first, *_, last = model.lower().split("/")
+    if first in _RESERVED:
+        return "Is an endpoint of the provider's, not a model."
+    if last == "stream":  # it leaves no record at the provider: a lost answer could never be found
+        return "Streaming models leave no task behind, and cannot be run as jobs."
+    return None
 
 
 def check(model: str, model_input: Mapping[str, Any]) -> list[FieldError]:
@@ -75,13 +97,14 @@ _ADVICE = {
     "exclusiveMinimum": "Must be more than {}.",
     "exclusiveMaximum": "Must be less than {}.",
     "enum": "Must be one of {}.",
-    "pattern": "Must match {}.",
 }
 
 
 def _advice(error: ValidationError) -> str:
     if error.validator == "minLength" and error.validator_value == 1:
         return "Must not be empty."
+    if error.validator == "pattern":
+        return "Must not be blank." if error.validator_value == r"\S" else f"Must match {error.validator_value}."
     if error.validator in _ADVICE:
         return _ADVICE[str(error.validator)].format(error.validator_value)
     return f"Does not fit the model's schema ({error.validator})."

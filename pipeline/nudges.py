@@ -18,6 +18,9 @@ from pipeline.broker import QUEUE
 log = telemetry.get(__name__)
 
 COALESCE_S = 0.015
+FAILING_FOR_S = 30.0
+"""How long one failure says something of the broker: on a quiet night no later nudge tells that it is back."""
+
 SOCKET_TIMEOUT_S = 1.0
 
 
@@ -33,8 +36,7 @@ class Nudger:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._producer: Any = None
-        self.failing = False
-        """True while the last nudge could not be sent: the broker is away, jobs wait for the next sweep."""
+        self._failed_at: float | None = None
 
     def __call__(self, *kinds: str) -> None:
         """Ask some worker to look: `nudge("submit")`. Returns at once, and never raises."""
@@ -44,6 +46,11 @@ class Nudger:
                 self._thread = threading.Thread(target=self._run, name="nudges", daemon=True)
                 self._thread.start()
         self._woken.set()
+
+    @property
+    def failing(self) -> bool:
+        """Whether a nudge could not be sent just now: the broker is away, and jobs wait for the next sweep."""
+        return self._failed_at is not None and time.monotonic() - self._failed_at < FAILING_FOR_S
 
     def _run(self) -> None:
         while True:
@@ -55,11 +62,11 @@ class Nudger:
             try:
                 for kind in sorted(kinds):
                     self._send(kind)
-                self.failing = False
+                self._failed_at = None
             except Exception as error:  # whatever a broker library raises, a lost nudge is no fault
                 if not self.failing:
                     log.warning("nudge.dropped", kinds=sorted(kinds), why=type(error).__name__)
-                self.failing = True
+                self._failed_at = time.monotonic()
                 self._drop_connection()
 
     def _send(self, kind: str) -> None:

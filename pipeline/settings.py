@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
 )
 
+from pipeline import models
 from pipeline.errors import ConfigError
 
 
@@ -84,6 +85,12 @@ def _base_url(url: str) -> str:
     return _origin(url)
 
 
+def _model(name: str) -> str:
+    if problem := models.name_problem(name):
+        raise ValueError(problem[0].lower() + problem[1:])
+    return name
+
+
 def _comma_separated(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
@@ -118,7 +125,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     max_in_flight: Annotated[int, Field(ge=1)] | None = None
     submit_window_s: Seconds = 60.0  # the provider's window; shorter only in tests
     account_exclusive: bool = False  # nobody else, and no browser, makes tasks on this account
-    default_model: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)+$")] = "openai/dall-e-2"
+    default_model: Annotated[str, AfterValidator(_model)] = "openai/dall-e-2"
 
     lease_s: Annotated[Seconds, Field(ge=75)] = 90.0  # longer than a POST can take: connect 10 s, read 60 s
     poll_after_s: Seconds | None = None  # None: 30 s with webhooks, 2 s without
@@ -126,7 +133,6 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     deadline_s: Seconds = 3600.0  # a job's, from being accepted, unless it names its own
     unknown_patience_s: Seconds = 900.0  # how long a lost POST's task may take to show in the provider's list
 
-    secret_key: SecretStr | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("public_url")

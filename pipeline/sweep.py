@@ -30,6 +30,6 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
         log.warning("sweep.claims_given_up", count=len(abandoned))
     if expired:
         log.warning("sweep.jobs_expired", count=len(expired))
-    names = [name for name in ("submit", "poll", "reconcile", "probe") if getattr(due, name)]
-    wake(*names, "secrets")
+    names = [name for name in ("submit", "poll", "reconcile", "probe", "secrets") if getattr(due, name)]
+    wake(*names)
     return names

@@ -78,7 +78,7 @@ def secrets() -> None:
 @celery.task(name="pipeline.sweep")
 def sweep() -> None:
     """Run one sweep."""
-    worker().sweep()
+    worker().wake("sweep")
 
 
 @celery.task(name="pipeline.enqueue", bind=True)

@@ -69,9 +69,10 @@ class Duty:
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def start(self) -> None:
-        """Begin with a first look."""
-        self._woken.set()
+    def start(self, *, look: bool = True) -> None:
+        """Begin, with a first look unless told otherwise."""
+        if look:
+            self._woken.set()
         self._thread.start()
 
     def wake(self) -> None:

@@ -9,7 +9,6 @@ Source: https://wavespeed.ai/docs/rest-api and the pages of each endpoint.
 
 import json
 import re
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,10 +34,13 @@ from pipeline.predictions import Prediction, Status, Unreadable, cut, parse, sto
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3600.0
+_SHORTEST_ECHO = 12  # a shorter one may be a word of the provider's own
 _SHORTEST_SECRET = 8  # a shorter key is a stand-in, and may be any word
 
 _NO_CREDIT = re.compile(
-    r"insufficient[\w ]*\b(credit|balance|fund)|\btop up\b|\bcredits?\b[\w ]*\b(insufficient|exhausted)", re.I
+    r"(insufficient|not enough)[\w ]*\b(credit|balance|fund)|\btop up\b"
+    r"|\b(credits?|balance)\b[\w ]*\b(insufficient|exhausted|too low)",
+    re.I,
 )
 _SECONDS = re.compile(r"\d{1,7}(\.\d{1,6})?", re.ASCII)  # a fraction is against the standard, and clear enough
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")  # what a caller sent, echoed: it must not halt the account
@@ -180,13 +182,14 @@ class WaveSpeed:
                 method, url, json=payload, timeout=timeout, allow_redirects=False
             ) as response:
                 body = await _capped(response.content)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ssl.SSLError) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Transient(f"The provider cannot be reached ({type(error).__name__}).") from None
         except aiohttp.InvalidURL:
             raise Rejected("The provider's address or the model's name makes no valid URL.") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise lost(f"The connection broke before the answer came ({type(error).__name__}).") from None
-        answer = _Answer(response.status, response.headers, body, private=(self._key, webhook))
+        echoes = [value for value in (payload or {}).values() if isinstance(value, str)] if paid else []
+        answer = _Answer(response.status, response.headers, body, private=(self._key, webhook), echoes=echoes)
         answer.raise_unless_ok(lost)
         return answer
 
@@ -205,11 +208,18 @@ class _Answer:
     """An HTTP answer, its JSON envelope if it has one, and what it means."""
 
     def __init__(
-        self, status: int, headers: Mapping[str, str], body: bytes, *, private: Sequence[str | None] = ()
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        private: Sequence[str | None] = (),
+        echoes: Sequence[str] = (),
     ) -> None:
         self.status = status
         self.headers = headers
         self.body = body
+        self._echoes = [cut(words) for words in echoes if len(words) >= _SHORTEST_ECHO]
         self._private = [words for words in private if words and len(words) >= _SHORTEST_SECRET]
         try:
             self.envelope: Any = storable(json.loads(body))
@@ -263,8 +273,15 @@ class _Answer:
             retry_after_s=_retry_after(self.headers.get("Retry-After", "")),
         )
 
+    def _own_words(self) -> str:
+        """The message without what a caller sent: its echo must not be taken for the state of the account."""
+        words = self.message
+        for echo in self._echoes:
+            words = words.replace(echo, " ")
+        return _QUOTED.sub("", words)
+
     def _meaning(self, lost: type[ProviderError]) -> type[ProviderError]:
-        if self.status == 402 or (self.status == 400 and _NO_CREDIT.search(_QUOTED.sub("", self.message))):
+        if self.status == 402 or (self.status == 400 and _NO_CREDIT.search(self._own_words())):
             return NoCredit
         if self.status in {401, 403}:
             return KeyRefused

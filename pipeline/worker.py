@@ -44,6 +44,7 @@ class Worker:
         self._submitter = Submitter(self.rt, self.id, self._loop, self._provider, wake=lambda: self.wake("submit"))
         self._poller = Poller(self.rt, self._loop, self._provider, wake=lambda: self.wake("poll"))
         looks: dict[str, Callable[[], float | None]] = {
+            "sweep": self.sweep,
             "submit": self._submitter.look,
             "poll": self._poller.look,
             "reconcile": Reconciler(self.rt, self.id, self._loop, self._provider).look,
@@ -58,29 +59,36 @@ class Worker:
         self._stop = threading.Lock()
         self._stopped = False
 
-    def start(self) -> None:
-        """Say that this process lives, then begin. Waits for the database, for as long as it takes."""
-        self._say_alive()
-        for duty in self._duties.values():
-            duty.start()
+    def start(self, pause: Callable[[float], bool | None] = time.sleep) -> None:
+        """
+        Say that this process lives, then begin.
+
+        Waits for the database as long as it takes; True from *pause* (which waits so many seconds) gives up.
+        """
+        if not self._say_alive(pause):
+            return
+        for name, duty in self._duties.items():
+            duty.start(look=name != "sweep")  # that is beat's, or the heartbeat's when there is none
         log.info("worker.started", worker_id=str(self.id))
 
     def look_once(self) -> None:
         """Sweep and do what is due, once, instead of `start`; `stop` then waits for the answers."""
-        self._say_alive()
-        self.sweep()
+        self._say_alive(time.sleep)
         for duty in self._duties.values():
             duty.look_once()
 
-    def _say_alive(self) -> None:
+    def _say_alive(self, pause: Callable[[float], bool | None]) -> bool:
         while not self._stopped:
             try:
                 self._beat()
-                break
             except Unavailable as error:
                 log.warning("worker.waiting", why=error.detail)
-                time.sleep(1.0)
-        self._heart.start()
+                if pause(1.0):
+                    break
+            else:
+                self._heart.start()
+                return True
+        return False
 
     def wake(self, *names: str) -> None:
         """Have these duties look soon."""

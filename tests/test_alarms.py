@@ -182,11 +182,11 @@ def test_only_queued_jobs_expire_without_being_asked_about(rt: Runtime, caller: 
 @pytest.mark.parametrize(
     ("held", "duty"),
     [
-        (State.QUEUED, Due(submit=True, poll=False, reconcile=False, probe=False)),
-        (State.PROCESSING, Due(submit=False, poll=True, reconcile=False, probe=False)),
-        (State.EXPIRED, Due(submit=False, poll=True, reconcile=False, probe=False)),
-        (State.UNKNOWN, Due(submit=False, poll=False, reconcile=True, probe=False)),
-        (State.SUBMITTING, Due(submit=False, poll=False, reconcile=False, probe=False)),
+        (State.QUEUED, Due(submit=True, poll=False, reconcile=False, probe=False, secrets=True)),
+        (State.PROCESSING, Due(submit=False, poll=True, reconcile=False, probe=False, secrets=True)),
+        (State.EXPIRED, Due(submit=False, poll=True, reconcile=False, probe=False, secrets=True)),
+        (State.UNKNOWN, Due(submit=False, poll=False, reconcile=True, probe=False, secrets=True)),
+        (State.SUBMITTING, Due(submit=False, poll=False, reconcile=False, probe=False, secrets=True)),
     ],
 )
 def test_each_alarm_wakes_its_own_duty_when_its_time_has_come(
@@ -194,7 +194,7 @@ def test_each_alarm_wakes_its_own_duty_when_its_time_has_come(
 ) -> None:
     """And not before: a sweep with nothing due wakes nobody."""
     job_id = placed(rt, caller.service, held)
-    assert due(rt) == Due(submit=False, poll=False, reconcile=False, probe=False)
+    assert due(rt) == Due(submit=False, poll=False, reconcile=False, probe=False, secrets=True)
     execute(rt, "UPDATE jobs SET due_at = now() WHERE id = :id", id=job_id)
     assert due(rt) == duty
 

@@ -94,6 +94,7 @@ def test_a_job_is_accepted_and_shown(rt: Runtime, web: str, caller: Caller) -> N
         "deadline_at": job["deadline_at"],
         "attempts": 0,
         "prediction_id": None,
+        "needs_decision": None,
         "settled_by": None,
         "created_at": job["created_at"],
         "submitted_at": None,
@@ -129,7 +130,6 @@ def test_what_is_not_said_has_a_default(rt: Runtime, web: str, caller: Caller) -
         {"metadata": {"k" * 64: "v" * 500}},
         {"input": {"prompt": "x" * 1000}},
         {"input": {"prompt": "\U0001f6a8" * 1000}},
-        {"input": {"prompt": " "}},
         {"input": {"prompt": "Ignore the rules'; DROP TABLE jobs; -- <b>\u2028\u202e"}},
         ANY_MODEL | {"input": {"prompt": "x" * 32_000, "size": "1024*1024", "n": 4, "deep": [[{"a": None}]]}},
         ANY_MODEL | {"input": {"prompt": "x", "seed": 10**400, "tiny": 1e-300, "big": 1e15, "half": 0.5}},
@@ -157,7 +157,14 @@ def test_a_job_may_wait_for_its_time(days: float, rt: Runtime, web: str, caller:
 
 
 @pytest.mark.parametrize(
-    "run_at", ["2001-01-01T00:00:00Z", "1969-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00", "0001-01-01T00:00:00Z"]
+    "run_at",
+    [
+        "2001-01-01T00:00:00Z",
+        "1969-12-31T23:59:59-12:00",
+        "0001-01-01T00:00:00+14:00",
+        "0001-01-01T00:00:00+23:59",
+        "0001-01-01T00:00:00Z",
+    ],
 )
 def test_a_time_that_has_passed_is_now(run_at: str, rt: Runtime, web: str, caller: Caller) -> None:
     """A clock a little behind, or a request that waited, must not make a job that is past its deadline when born."""
@@ -182,6 +189,10 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("prompt a list", {"input": {"prompt": ["a"]}}, ["input.prompt"]),
     ("prompt too long", DALL_E | {"input": {"prompt": "x" * 1001}}, ["input.prompt"]),
     ("prompt too long for any", ANY_MODEL | {"input": {"prompt": "x" * 32_001}}, ["input.prompt"]),
+    ("blank prompt", {"input": {"prompt": " \n"}}, ["input.prompt"]),
+    ("model that is an endpoint", A_JOB | {"model": "predictions/delete"}, ["model"]),
+    ("model that is another endpoint", A_JOB | {"model": "Billings/search"}, ["model"]),
+    ("model that leaves no record", A_JOB | {"model": "some/model/stream"}, ["model"]),
     ("unknown option", DALL_E | {"input": {"prompt": "x", "size": "1024*1024"}}, ["input.size"]),
     ("option of another type", DALL_E | {"input": {"prompt": "x", "enable_base64_output": "yes"}},
      ["input.enable_base64_output"]),

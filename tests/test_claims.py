@@ -53,8 +53,13 @@ def weigh(rt: Runtime, answers: account.Answers, max_in_flight: int = 1000) -> N
 
 
 def age(rt: Runtime, seconds: float) -> None:
-    """Let every start be longer ago."""
-    execute(rt, "UPDATE attempts SET started_at = started_at - make_interval(secs => :s)", s=seconds)
+    """Let every start be longer ago, and answered at once."""
+    execute(
+        rt,
+        "UPDATE attempts SET started_at = started_at - make_interval(secs => :s),"
+        " outcome = coalesce(outcome, 'accepted'), ended_at = coalesce(ended_at, started_at) - make_interval(secs => :s)",
+        s=seconds,
+    )
 
 
 def settle(rt: Runtime) -> None:
@@ -225,6 +230,19 @@ def test_the_quota_is_a_sliding_log(rt: Runtime, caller: Caller, take: Take) -> 
     age(rt, 1)
     assert len(take(limits=limits).starts) == 2
     assert take(limits=limits).starts == ()
+
+
+def test_a_start_counts_until_a_window_after_its_answer(rt: Runtime, caller: Caller, take: Take) -> None:
+    """When between claim and answer the POST arrived, nobody here knows: by the provider's count it may be the last."""
+    put(rt, caller.service, 4)
+    limits = Limits(1, 1000)
+    assert len(take(limits=limits).starts) == 1
+    execute(rt, "UPDATE attempts SET started_at = started_at - interval '70 s'")
+    assert take(limits=limits).starts == (), "it is still under way"
+    execute(rt, "UPDATE attempts SET outcome = 'accepted', ended_at = now() - interval '5 s'")
+    assert take(limits=limits).starts == ()
+    execute(rt, "UPDATE attempts SET ended_at = now() - interval '62 s'")
+    assert len(take(limits=limits).starts) == 1
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.NOT_SENT])

@@ -1,14 +1,19 @@
 """The operator's door, as an operator uses it: commands in, words and exit statuses out, never a traceback."""
 
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -19,11 +24,12 @@ from pipeline.sandbox import Sandbox
 from pipeline.store import schema, services
 from pipeline.worker import Worker
 from tests.conftest import WEBHOOK_SECRET, Caller
-from tests.factories import execute, processing, queued, scalar, swept
+from tests.factories import execute, placed, processing, queued, scalar, swept
 from tests.http import get
 
 PIPELINE = Path(sys.executable).with_name("pipeline")
 API_KEY = "a-key-that-nobody-may-see"
+LONG = "word " * 100 + "end"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -154,6 +160,58 @@ def test_jobs_are_handed_in_listed_and_shown(rt: Runtime, run: Run) -> None:
         done = run(*words)
         assert done.returncode == 0
         assert "queued" in done.stdout
+
+
+def failed(rt: Runtime, caller: Caller) -> UUID:
+    """Make a job that failed with a long story."""
+    job_id = placed(rt, caller.service, State.FAILED)
+    execute(rt, "UPDATE jobs SET error = jsonb_build_object('message', CAST(:said AS text))", said=LONG)
+    return job_id
+
+
+def on_a_terminal(environ: dict[str, str], *words: str) -> str:
+    """Run a command whose standard output is a terminal, and give what it shows."""
+    ours, theirs = pty.openpty()
+    path = os.environ.get("PATH", os.defpath)
+    argv = [sys.executable, "-m", "pipeline", *words]
+    with subprocess.Popen(
+        argv, env={"PATH": path, "TERM": "xterm", "LANG": "C.UTF-8", **environ}, stdout=theirs
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # so a terminal ends on Linux
+            while more := os.read(ours, 4096):
+                shown += more
+        os.close(ours)
+    assert process.returncode == 0
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+
+
+def test_a_pipe_gets_every_line_whole(rt: Runtime, environ: dict[str, str], caller: Caller) -> None:
+    """Whatever the width of the terminal it was started from."""
+    job_id = failed(rt, caller)
+
+    done = run_in(environ | {"COLUMNS": "40"}, "jobs")
+
+    (line,) = [line for line in done.stdout.splitlines() if str(job_id) in line]
+    assert LONG in line
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 100, 140, 200])
+def test_a_terminal_shows_ids_whole_and_what_else_there_is_room_for(
+    rt: Runtime, environ: dict[str, str], caller: Caller, columns: int
+) -> None:
+    """They are what every other command asks for."""
+    ids = [failed(rt, caller) for _ in range(2)]
+
+    lines = on_a_terminal(environ | {"COLUMNS": str(columns)}, "jobs").splitlines()
+
+    assert all(any(str(job_id) in line for line in lines) for job_id in ids)
+    assert len(lines) == 4 + len(ids), "one line a job"
+    assert max(map(len, lines)) <= max(columns, 40)
+    heads = {head.strip() for head in lines[1].split("┃")}
+    assert {"job"} | ({"state", "took", "result"} if columns >= 80 else set()) <= heads
+    assert ("created" in heads) is (columns >= 140)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +365,17 @@ def test_the_sandbox_says_where_it_listens() -> None:
         process.send_signal(signal.SIGTERM)
         rest, errors = process.communicate(timeout=20)
     assert (rest, errors, process.returncode) == ("", "", 0)
+
+
+@pytest.mark.parametrize("number", ["taken", "99999"])
+def test_a_port_the_sandbox_cannot_have_is_said_in_a_line(number: str) -> None:
+    """Most often another sandbox runs there: `pipeline dev` has one."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1]) if number == "taken" else number
+        said = refusal(run_in({}, "sandbox", "--port", port))
+
+    assert port in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("faults", ['{"fial": 1}', "[]", "nonsense", '{"fail": 2}'])

@@ -377,7 +377,7 @@ PLACES = environment.Places("http://127.0.0.1:1", "postgresql://ours", "redis://
 def test_what_the_user_has_set_wins_but_not_over_our_servers() -> None:
     """A level to try out, yes; the production database in a forgotten variable, no."""
     own = {"WAVESPEED_LEVEL": "bronze", "DATABASE_URL": "postgresql://production"}
-    chosen = environment.chosen(own, PLACES, public_url=True, mild={"SECRET_KEY": "s"})
+    chosen = environment.chosen(own, PLACES, public_url=True, mild={"POLL_AFTER_S": "3"})
     child = environment.complete(own, chosen, public_url=True)
     assert (child["WAVESPEED_LEVEL"], child["DATABASE_URL"]) == ("bronze", "postgresql://ours")
     assert child["PUBLIC_URL"] == "http://127.0.0.1:1"
@@ -395,7 +395,7 @@ def test_a_key_of_the_users_means_the_real_service() -> None:
 
 def test_a_second_terminal_gets_the_environment_and_is_not_taken_for_the_users(tmp_path: Path) -> None:
     """A stack that is started from that terminal must not believe the first one's addresses."""
-    chosen = environment.chosen({}, PLACES, public_url=True, mild={"SECRET_KEY": "it's $HOME `here`"})
+    chosen = environment.chosen({}, PLACES, public_url=True, mild={"DEFAULT_MODEL": "it's $HOME `here`"})
     file = tmp_path / "env"
     file.write_text(environment.script(chosen, file))
     command = f". {file}; {sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"

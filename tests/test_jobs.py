@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from pipeline.jobs import ALARMED, FINAL, IN_FLIGHT, STARTED, TRANSITIONS, Outcome, State, sources
+from pipeline.jobs import ALARMED, FINAL, IN_FLIGHT, TRANSITIONS, State, sources
 from pipeline.runtime import Runtime
 from pipeline.store import reading
 from pipeline.store.moves import LEGAL, Move, advance
@@ -99,11 +99,6 @@ def test_live_states_have_an_alarm_and_final_ones_none() -> None:
 def test_what_may_run_at_the_provider_counts_as_in_flight() -> None:
     """A place at the provider is taken until a verdict, whatever we believe of it."""
     assert {State.SUBMITTING, State.UNKNOWN, State.PROCESSING} == IN_FLIGHT
-
-
-def test_every_attempt_counts_as_started_but_the_one_never_sent() -> None:
-    """The provider counts refused requests too."""
-    assert set(Outcome) - STARTED == {Outcome.NOT_SENT}
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)

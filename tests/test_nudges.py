@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis
@@ -18,6 +20,8 @@ from pipeline.nudges import COALESCE_S, Nudger
 from pipeline.runtime import Runtime
 from tests.conftest import Caller
 from tests.factories import queued, state, until
+from tests.http import get, post
+from tests.serving import Served, serving
 from tests.test_wavespeed import closed_port
 
 
@@ -107,6 +111,50 @@ def test_a_broker_that_accepts_and_never_answers_holds_up_no_request(rt: Runtime
 
             assert state(rt, job_id) == State.QUEUED
             assert not nudge.failing  # it still waits
+
+
+def hand_in(served: Served, caller: Caller) -> UUID:
+    """Hand in a job over HTTP; it must be accepted."""
+    answer = post(f"{served.url}/v1/jobs", {"input": {"prompt": "a lighthouse"}}, key=caller.key)
+    assert answer.status == 201, answer
+    return UUID(answer.json["id"])
+
+
+def test_a_web_server_without_a_broker_accepts_jobs(
+    rt: Runtime, environ: dict[str, str], caller: Caller, tmp_path: Path
+) -> None:
+    """Before it has noticed, and after; `/readyz` says what limps."""
+    with closed_port() as port, serving(environ | {"BROKER_URL": f"redis://127.0.0.1:{port}/0"}, tmp_path) as served:
+        jobs = [hand_in(served, caller)]
+        until(lambda: "broker" in [one["what"] for one in get(f"{served.url}/readyz").json["degraded"]])
+        jobs.append(hand_in(served, caller))
+
+    assert [state(rt, job_id) for job_id in jobs] == [State.QUEUED] * 2
+
+
+def test_a_web_server_accepts_a_job_while_its_broker_keeps_silent(
+    rt: Runtime, environ: dict[str, str], caller: Caller, tmp_path: Path
+) -> None:
+    """A whole request goes by while the nudge of an earlier one still waits for the broker's first word."""
+
+    def accepted_in_the_silence() -> bool:
+        hand_in(served, caller)
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.recv(1)  # from now on, the sender waits for an answer
+            job_id = hand_in(served, caller)
+            connection.setblocking(False)
+            try:
+                while connection.recv(4096):
+                    pass
+            except BlockingIOError:  # it still waits
+                return state(rt, job_id) == State.QUEUED
+            return False  # it gave up before: this machine is slow today, and nothing is shown
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        broker_url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+        with serving(environ | {"BROKER_URL": broker_url}, tmp_path) as served:
+            until(accepted_in_the_silence)
 
 
 def test_a_silent_broker_is_given_up_and_tried_anew_with_the_next_nudge() -> None:

@@ -26,6 +26,7 @@ from pipeline.worker import Worker
 from tests.conftest import Caller
 from tests.factories import account, attempts, execute, happened, kinds, queued, scalar, state, swept, until
 from tests.test_submit import all_are, many, once_each, states, suspect
+from tests.test_wavespeed import closed_port
 
 StartWorker = Callable[..., Worker]
 MakeRuntime = Callable[..., Runtime]
@@ -274,6 +275,26 @@ def own_database(environ: dict[str, str]) -> Iterator[tuple[Any, Runtime, Caller
             yield server, rt, Caller(service, key)
         finally:
             db.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_for_its_database_can_be_stopped(environ: dict[str, str], number: int) -> None:
+    """It may wait for hours; a platform that gets no end out of it kills it."""
+    with closed_port() as port:
+        url = f"postgresql://u@127.0.0.1:{port}/d"
+        argv = [sys.executable, "-m", "pipeline", "sweep", "--loop"]
+        env = {**os.environ, **environ, "DATABASE_URL": url}
+        with subprocess.Popen(argv, env=env, cwd=PROCFILE.parent, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stderr
+                assert any("worker.waiting" in line for line in process.stderr)
+                process.send_signal(number)
+                _, said = process.communicate(timeout=60)
+            finally:
+                process.kill()
+
+    assert process.returncode == 0
+    assert "Traceback" not in said
 
 
 def test_a_worker_outlives_its_database(environ: dict[str, str], sandbox: Sandbox) -> None:

@@ -153,7 +153,7 @@ def upgrade() -> None:
         ["started_at"],
         unique=False,
         schema=SCHEMA,
-        postgresql_include=["service_id", "outcome"],
+        postgresql_include=["service_id", "outcome", "ended_at"],
     )
 
     op.create_table(

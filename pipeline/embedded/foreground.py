@@ -116,12 +116,7 @@ class Stack:
             own,
             environment.Places(self._url, self._postgres.url, self._valkey.url, self._sandbox_url),
             public_url=options.public_url,
-            mild={
-                "SECRET_KEY": self._memory.secret_key,
-                "DASHBOARD_PASSWORD": self._memory.dashboard_password,
-                "ARCHIVE_URL": (self._directory / "files").as_uri(),
-                **options.defaults,
-            },
+            mild=options.defaults,
         )
         self.webhooks = "PUBLIC_URL" in self._chosen  # else every job is polled
         self._env = environment.complete(own, self._chosen, public_url=options.public_url) | {"PORT": str(web_port)}
@@ -143,7 +138,6 @@ class Stack:
     def release(self) -> None:
         """Run the release line, as the platform does before it starts the others."""
         self._watch.run(self._program("release", procfile.shell(self._release)))
-        write(self._directory / "env", environment.script(self._chosen, self._directory / "env"))
 
     def start_programs(self) -> None:
         """Start the Procfile's programs, make a key meanwhile, and wait until the web server is ready."""
@@ -158,13 +152,16 @@ class Stack:
             if api.call("GET", f"{self._url}/v1/jobs?limit=1", key=self._memory.api_key)[0] == 401:
                 self._memory.api_key = self._new_key()  # the one remembered has been revoked
         self._memory.keep(self._directory)
+        file = self._directory / "env"
+        callers = {"PIPELINE_URL": self._url, "PIPELINE_KEY": self._memory.api_key}
+        write(file, environment.script({**self._chosen, **callers}, file))
         self.facts = Facts(
             url=self._url,
             api_key=self._memory.api_key,
             sandbox_url=self._sandbox_url,
             database_url=self._postgres.url,
             broker_url=self._valkey.url,
-            dashboard_password=self._chosen["DASHBOARD_PASSWORD"],
+            dashboard_password=self._memory.dashboard_password,
             data=str(self._directory),
             pids=self._watch.pids(),
         )

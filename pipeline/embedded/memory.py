@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from pipeline.embedded.files import write
@@ -14,7 +14,6 @@ NAME = "memory.json"
 class Memory:
     """The secrets and ports of one stack, in a file that only its owner may read."""
 
-    secret_key: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     dashboard_password: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     api_key: str = ""
     ports: dict[str, int] = field(default_factory=dict)
@@ -23,7 +22,9 @@ class Memory:
     def of(cls, directory: Path) -> "Memory":
         """Read what *directory* remembers, or begin anew."""
         file = directory / NAME
-        return cls(**json.loads(file.read_text())) if file.exists() else cls()
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        known = {one.name for one in fields(cls)}  # another release may have remembered more
+        return cls(**{name: value for name, value in kept.items() if name in known})
 
     def keep(self, directory: Path) -> None:
         """Write it down."""

@@ -48,9 +48,7 @@ def _time_as_text(value: object) -> object:
 class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """What a caller asks for."""
 
-    model: Annotated[StrictStr, Field(max_length=200, pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)+$")] | None = (
-        None
-    )
+    model: StrictStr | None = None
     input: dict[str, Any]
     priority: Annotated[StrictInt, Field(ge=-10, le=10)] = 0
     run_at: Annotated[AwareDatetime, BeforeValidator(_time_as_text)] | None = None
@@ -89,6 +87,8 @@ def check(value: Any, *, default_model: str) -> JobRequest:
     if request.run_at and request.run_at > datetime.now(UTC) + MAX_DELAY:
         raise InvalidInput(errors=[FieldError("run_at", "Must be at most 366 days from now.")])
     model = request.model or default_model
+    if problem := models.name_problem(model):
+        raise InvalidInput(errors=[FieldError("model", problem)])
     if errors := models.check(model, request.input):
         raise InvalidInput(errors=errors)
     return request
@@ -116,7 +116,7 @@ def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | Non
         options=options,
         metadata=request.metadata,
         priority=request.priority,
-        run_at=request.run_at,
+        run_at=request.run_at if request.run_at and request.run_at > datetime.now(UTC) else None,  # the past is now
         deadline_s=float(request.deadline_s or rt.settings.deadline_s),
     )
     with rt.db.transaction() as tx:

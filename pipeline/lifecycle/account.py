@@ -14,8 +14,8 @@ log = telemetry.get(__name__)
 PROBE_S = 60.0
 """While the account is halted, one GET /balance in this time is all the provider hears of us."""
 
-SECRET_MAX_AGE_S = 3600.0
 SECRET_MIN_AGE_S = 60.0
+"""A secret is fetched at most so often, whatever strangers' callbacks provoke."""
 
 
 class KeyCheck:
@@ -90,7 +90,7 @@ class SecretKeeper:
             return None  # nobody calls back, or the operator keeps the secret
         with self._rt.db.transaction() as tx:
             if not account.claim_secret_fetch(tx, every_s=SECRET_MIN_AGE_S):
-                return SECRET_MAX_AGE_S
+                return None
         try:
             secret = self._loop.run(self._provider.webhook_secret())
         except ProviderError as error:
@@ -101,4 +101,4 @@ class SecretKeeper:
         with self._rt.db.transaction() as tx:
             if account.keep_secret(tx, secret):
                 log.info("secret.fetched")
-        return SECRET_MAX_AGE_S
+        return None

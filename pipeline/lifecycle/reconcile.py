@@ -179,8 +179,7 @@ class Reconciler:
         return missing.rivals(tx, one, slack_s=(self._slack() + CLOCK_SLACK).total_seconds()) > 0
 
     def _read(self, model: str, lost: Sequence[Missing], clock: "_Clock") -> Reading:
-        if self._clock_ahead is None:
-            self._learn_clock(clock)
+        self._learn_clock(clock)
         windows = [self._window(one) for one in lost]
         first, last = min(window[0] for window in windows), max(window[1] for window in windows)
         items: list[Prediction] = []
@@ -196,9 +195,17 @@ class Reconciler:
         return Reading(items, complete=False)
 
     def _learn_clock(self, clock: "_Clock") -> None:
+        """
+        Compare the clocks anew: either may be set while we run, and a window beside the task would prove it absent.
+
+        An answer that took long tells too little; then the window is taken wide.
+        """
+        self._clock_ahead = None
+        asked = clock.now()
         page = self._loop.run(self._provider.list(page_size=1))
-        if page.server_time:
-            self._clock_ahead = page.server_time + timedelta(milliseconds=500) - clock.now()
+        answered = clock.now()
+        if page.server_time and answered - asked < CLOCK_SLACK:
+            self._clock_ahead = page.server_time + timedelta(milliseconds=500) - (asked + (answered - asked) / 2)
 
 
 class _Clock:

@@ -33,6 +33,12 @@ log = telemetry.get(__name__)
 AT_ONCE = 400
 """POSTs under way in one process. A claim never takes more than can begin at once."""
 
+BEGIN_WITHIN_S = 1.0
+"""A POST that has not begun so long after its claim is given back: others may take this process for dead soon."""
+
+WINDOW_SLACK_S = 0.1
+"""How much longer than the provider's our window is: clocks tick differently, and its edge may belong to both."""
+
 FIRST_LOOK_S = 2.0
 """How long a lost answer's callback may take before the provider's list is read."""
 
@@ -66,9 +72,6 @@ class Submitter:
         self._stopping = False
         self._calm = True
         self._hungry = False  # there was more to claim than could begin at once
-        # The provider counts arrivals, we count claims: a POST may begin this much later than its claim, so the
-        # window is taken this much longer.
-        self._margin_s = min(1.0, rt.settings.submit_window_s / 10)
 
     def look(self) -> float | None:
         """Claim what is due and allowed, and start its POSTs. Returns when to look again by itself, in seconds."""
@@ -77,13 +80,13 @@ class Submitter:
         if free <= 0 or self._stopping:
             self._hungry = True  # POSTs that end wake us
             return None
-        begin_by = time.monotonic() + self._margin_s
+        begin_by = time.monotonic() + BEGIN_WITHIN_S
         with self._rt.db.transaction() as tx:
             claim = claims.claim(
                 tx,
                 worker_id=self._worker_id,
                 limits=settings.limits,
-                window_s=settings.submit_window_s + self._margin_s,
+                window_s=settings.submit_window_s + WINDOW_SLACK_S,
                 lease_s=settings.lease_s,
                 at_most=free,
             )
@@ -116,7 +119,12 @@ class Submitter:
             # A process that was held up: others may have used the account's allowance since, or may think us dead.
             posted = Posted(start, _not_sent(start, "it could not be sent in time", due_s=0.0))
         else:
-            posted = await self._sent(start)
+            try:
+                posted = await self._sent(start)
+            except Exception as error:
+                # Whatever it was, the request may have left: the one thing we may not assume is that it did not.
+                log.exception("submit.failed", job_id=str(start.job_id))
+                posted = Posted(start, _lost(start, f"unexpected: {type(error).__name__}"), Ambiguous())
         with self._changed:
             abandoned = start.attempt_id not in self._under_way
         if not abandoned or posted.answer.outcome is not Outcome.LOST:  # that a stop cut it off, the stop has said
@@ -144,12 +152,8 @@ class Submitter:
         except Rejected as error:
             return Posted(start, _rejected(start, error, Rejected.code), error)
         except ProviderError as error:
-            due_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 2.0**start.number))  # noqa: S311 - full jitter
+            due_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 2.0 ** min(start.number, 6)))  # noqa: S311 - full jitter
             return Posted(start, _not_sent(start, error.detail, due_s=due_s), error)
-        except Exception as error:
-            # Whatever it was, the request may have left: the one thing we may not assume is that it did not.
-            log.exception("submit.failed", job_id=str(start.job_id))
-            return Posted(start, _lost(start, f"unexpected: {type(error).__name__}"), Ambiguous())
         return Posted(start, _accepted(start, prediction, self._rt.settings.first_poll_s))
 
     async def _key_refused(self, start: Start, error: KeyRefused) -> Posted:

@@ -28,7 +28,7 @@ def main() -> None:
         threading.Thread(target=_stop_with_stdin, daemon=True).start()
     try:
         serve(**options)
-    except (BadFault, OSError) as error:
+    except (BadFault, OSError, OverflowError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 

@@ -179,10 +179,10 @@ def secrets(tx: Connection) -> list[str]:
 
 
 def claim_secret_fetch(tx: Connection, *, every_s: float) -> bool:
-    """Take the right to fetch the webhook secret; one process gets it, once in *every_s* seconds."""
+    """Take the right to fetch the webhook secret; one process gets it, once in *every_s* seconds, none while halted."""
     statement = text("""
         UPDATE account SET secrets_fetched_at = clock_timestamp()
-        WHERE id = 1 AND (secrets_fetched_at IS NULL
+        WHERE id = 1 AND halted_reason IS NULL AND (secrets_fetched_at IS NULL
                           OR secrets_fetched_at <= clock_timestamp() - make_interval(secs => :every_s))
         RETURNING id
     """)

@@ -13,6 +13,10 @@ DEAD_AFTER_S = 15.0
 """A worker that has not renewed its heartbeat for so long is taken for dead. False suspicion is harmless."""
 
 
+SECRET_AGE_S = 3600.0
+"""How old the webhook secret may grow before it is fetched again unasked, in seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Due:
     """What waits to be looked at, by the duty that does it."""
@@ -21,6 +25,7 @@ class Due:
     poll: bool
     reconcile: bool
     probe: bool
+    secrets: bool
 
 
 # min() and not EXISTS: it can only be read off the index. Of a table where half the rows are due, EXISTS expects to
@@ -32,13 +37,15 @@ _DUE = text("""
         least((SELECT min(due_at) FROM jobs WHERE state = 'processing'),
               (SELECT min(due_at) FROM jobs WHERE state = 'expired')) <= statement_timestamp() IS TRUE AS poll,
         (SELECT min(due_at) FROM jobs WHERE state = 'unknown') <= statement_timestamp() IS TRUE AS reconcile,
-        halted_reason IS NOT NULL AND probe_at <= statement_timestamp() AS probe
+        halted_reason IS NOT NULL AND probe_at <= statement_timestamp() AS probe,
+        webhook_secrets = '[]' OR secrets_fetched_at IS NULL
+            OR secrets_fetched_at < statement_timestamp() - make_interval(secs => :secret_age_s) AS secrets
 """)
 
 
 def due(tx: Connection) -> Due:
     """Which duties have something to do now; remembers when the sweep last ran."""
-    return Due(*tx.execute(_DUE).one())
+    return Due(*tx.execute(_DUE, {"secret_age_s": SECRET_AGE_S}).one())
 
 
 _LOST_CLAIMS = text("""
@@ -82,7 +89,7 @@ def expire_queued(tx: Connection) -> list[UUID]:
     """Expire the jobs that waited past their deadline without having been paid for. Returns their ids."""
     statement = text("""
         SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= statement_timestamp()
-        ORDER BY deadline_at LIMIT 1000
+        ORDER BY deadline_at LIMIT 1000 FOR UPDATE SKIP LOCKED
     """)
     ids = tx.execute(statement).scalars()
     why = {"why": "the deadline passed before it was submitted"}

@@ -60,9 +60,12 @@ _LOCK = text("""
 # Counting is a statement of its own: one that locks and counts would count by a snapshot older than its lock.
 # statement_timestamp() where an index is searched, because clock_timestamp() may change from row to row.
 _CLAIM = text(f"""
-    WITH recent AS MATERIALIZED (  -- a sliding log: exact, and 0.8 ms at 5,000 rows
-        SELECT service_id, count(*) AS n, min(started_at) AS oldest FROM attempts
-        WHERE started_at > statement_timestamp() - make_interval(secs => :window_s)
+    WITH recent AS MATERIALIZED (
+        -- A sliding log. A POST arrives somewhere between its claim and its answer, so it counts from the answer on:
+        -- however slow the way there was, the provider never sees more starts in its window than we count.
+        SELECT service_id, count(*) AS n, min(ended_at) AS oldest FROM attempts
+        WHERE started_at > statement_timestamp() - make_interval(secs => :window_s + :lease_s)
+          AND (ended_at IS NULL OR ended_at > statement_timestamp() - make_interval(secs => :window_s))
           AND outcome IS DISTINCT FROM 'not_sent'
         GROUP BY service_id
     ), used AS MATERIALIZED (
@@ -122,7 +125,7 @@ def claim(tx: Connection, *, worker_id: UUID, limits: Limits, window_s: float, l
     """
     Take up to *at_most* due jobs, fairly between services, and write the intent to pay for each.
 
-    *window_s* is the length of the provider's window, and the margin that a start may come late.
+    *window_s* is the length of the provider's window.
     """
     account = tx.execute(_LOCK, {"worker_id": worker_id, "cap_regained_s": _CAP_REGAINED_S}).one()
     calm = not account.trial and not account.recent and account.backoff_s is None and account.in_flight_cap is None
@@ -158,7 +161,7 @@ def claim(tx: Connection, *, worker_id: UUID, limits: Limits, window_s: float, l
     wait_s = None
     quota_left = limits.submits_per_minute - used.starts - len(starts)
     if quota_left <= 0 and account.may_pace:
-        # The oldest start leaves the window first; without one, this claim's own are the oldest.
+        # The oldest answered start leaves the window first; without one, those under way will, a window from now.
         wait_s = _pace(tx, worker_id, window_s + (used.oldest_s or 0.0))
     again = len(starts) == at_most and quota_left > 0 and not account.trial
     return Claim(starts, again=again, wait_s=wait_s, calm=calm)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from psycopg.errors import UndefinedColumn, UndefinedTable, UniqueViolation
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pipeline.errors import Unavailable
@@ -59,7 +59,7 @@ class Database:
                 yield connection
         except PoolTimeout:
             raise Unavailable("The database has no free connection.") from None
-        except (OperationalError, InterfaceError) as error:
+        except (OperationalError, InterfaceError, InternalError) as error:  # internal: read-only after a failover
             raise Unavailable(f"The database cannot be reached ({_name(error)}).") from None
         except IntegrityError as error:
             if isinstance(error.orig, UniqueViolation):  # two had the same news at once: the loser looks again

@@ -1,6 +1,7 @@
 """Migrations: which are applied, which are not, and applying them."""
 
 import logging
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -52,6 +53,7 @@ def check(url: str) -> None:
     command.check(_config(url))
 
 
+@cache
 def known() -> list[str]:
     """The migrations this code comes with, oldest first."""
     script = ScriptDirectory.from_config(_config(""))

@@ -164,7 +164,7 @@ class AttemptRow(Base):
         CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended"),
         UniqueConstraint("job_id", "number"),
         # The sliding log of the limiter: how many starts in the last minute, and whose.
-        Index("attempts_started_at_idx", "started_at", postgresql_include=["service_id", "outcome"]),
+        Index("attempts_started_at_idx", "started_at", postgresql_include=["service_id", "outcome", "ended_at"]),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)

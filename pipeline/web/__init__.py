@@ -2,6 +2,7 @@
 
 from flask import Flask
 
+from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, from_environment
 from pipeline.web import api, health, problems, webhooks
 
@@ -12,7 +13,10 @@ POOL_SIZE = 10
 def create_app(rt: Runtime | None = None) -> Flask:
     """The WSGI app, on *rt*, or on a runtime made from the environment."""
     app = Flask("pipeline", static_folder=None)
-    app.extensions["runtime"] = rt or from_environment("web", pool_size=POOL_SIZE)
+    try:
+        app.extensions["runtime"] = rt or from_environment("web", pool_size=POOL_SIZE)
+    except ConfigError as error:
+        raise SystemExit(f"pipeline: {error.detail}") from None  # the server would print a traceback
     problems.register(app)
     app.register_blueprint(health.bp)
     app.register_blueprint(webhooks.bp)

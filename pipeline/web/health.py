@@ -5,6 +5,7 @@ from flask.typing import ResponseReturnValue
 
 from pipeline.broker import SWEEP_S
 from pipeline.errors import Unavailable
+from pipeline.nudges import Nudger
 from pipeline.runtime import Runtime
 from pipeline.store import account, schema
 
@@ -32,7 +33,7 @@ def ready() -> ResponseReturnValue:
 
 def _degraded(rt: Runtime, condition: account.Condition) -> list[dict[str, str]]:
     found = []
-    if getattr(rt.nudge, "failing", False):
+    if isinstance(rt.nudge, Nudger) and rt.nudge.failing:
         found.append({"what": "broker", "why": "nudges cannot be sent; jobs wait for the next sweep"})
     if condition.halted_reason:
         found.append({"what": "account", "why": f"halted: {condition.halted_reason}"})
