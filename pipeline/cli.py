@@ -215,7 +215,8 @@ def sandbox(
     except BadFault as error:
         raise InvalidInput(str(error)) from None
     except (OSError, OverflowError) as error:  # the port is taken, or there is none of that number
-        raise PipelineError(f"The sandbox cannot listen on {host}, port {port}: {error}.") from None
+        why = str(error).rpartition(": ")[2].rstrip(".")
+        raise PipelineError(f"The sandbox cannot listen on {host}, port {port}: {why}.") from None
 
 
 @services.command("create")

@@ -56,8 +56,10 @@ def age(rt: Runtime, seconds: float) -> None:
     """Let every start be longer ago, and answered at once."""
     execute(
         rt,
-        "UPDATE attempts SET started_at = started_at - make_interval(secs => :s),"
-        " outcome = coalesce(outcome, 'accepted'), ended_at = coalesce(ended_at, started_at) - make_interval(secs => :s)",
+        """
+        UPDATE attempts SET started_at = started_at - make_interval(secs => :s), outcome = coalesce(outcome, 'accepted'),
+            ended_at = coalesce(ended_at, started_at) - make_interval(secs => :s)
+        """,
         s=seconds,
     )
 

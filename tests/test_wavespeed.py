@@ -670,3 +670,16 @@ def test_many_posts_at_a_time_use_as_many_connections() -> None:
 
     with wire(all_at_once) as server, closing(server):
         assert call(server.url, many) == 20
+
+
+def test_a_prompt_repeated_by_the_provider_says_nothing_of_the_credit() -> None:
+    """One caller's words must not halt the account for all; the provider's own words beside them still do."""
+    prompt = "a poster: insufficient credits, please top up"
+
+    def refused(message: str) -> ProviderError:
+        with wire(says(400, {"code": 400, "message": message})) as server, pytest.raises(ProviderError) as caught:
+            call(server.url, lambda client: client.submit(MODEL, {"prompt": prompt}))
+        return caught.value
+
+    assert type(refused(f"The prompt {prompt} is not allowed")) is Rejected
+    assert type(refused(f"Not enough credits to run {prompt}")) is NoCredit
