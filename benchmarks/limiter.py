@@ -40,14 +40,15 @@ def main() -> None:
         while at[first] <= moment - WINDOW_S:
             first += 1
         fullest = max(fullest, last - first + 1)
-    # A backlog of n full windows is at its best submitted in n - 1 windows: the first goes out at once.
-    windows = arguments.jobs / limits.submits_per_minute - 1
+    # Under backlog, a start may follow the one a whole quota before it as soon as a window has passed.
+    quota = limits.submits_per_minute
+    gaps = [later - earlier for earlier, later in zip(at, at[quota:], strict=False)]
     print(f"workers {arguments.workers}, jobs {len(at)}, took {at[-1] - at[0]:.1f} s")
-    print(f"fullest 60 s window: {fullest} of {limits.submits_per_minute}")
+    print(f"fullest 60 s window: {fullest} of {quota}")
     print(f"most running: {seen['max_running']} of {limits.max_in_flight}")
     print(f"refused by the provider: {seen['refused']}")
-    if windows > 0:
-        print(f"quota used: {100 * windows * WINDOW_S / (at[-1] - at[0]):.1f} %")
+    if gaps:
+        print(f"quota used: {100 * WINDOW_S * len(gaps) / sum(gaps):.1f} %")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def age(rt: Runtime, seconds: float) -> None:
     execute(
         rt,
         """
-        UPDATE attempts SET started_at = started_at - make_interval(secs => :s), outcome = coalesce(outcome, 'accepted'),
+        UPDATE attempts SET outcome = coalesce(outcome, 'accepted'),
+            started_at = started_at - make_interval(secs => :s),
             ended_at = coalesce(ended_at, started_at) - make_interval(secs => :s)
         """,
         s=seconds,
