@@ -86,6 +86,7 @@ def test_a_process_that_is_killed_costs_nobody_a_job_or_a_second_charge(
     assert states(rt, jobs) == {State.SUBMITTING: 5}
 
     sandbox.faults(latency_s=0, webhook_drop=0)
+    until(lambda: sandbox.arrivals()["running"] == 0)  # or they would be found running, and wait for a poll
     jobs += many(rt, caller, 1, "later")
     assert len(suspect(rt)) == 5
     assert states(rt, jobs)[State.UNKNOWN] == 5
