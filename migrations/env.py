@@ -1,7 +1,9 @@
 """How migrations run: in the schema `pipeline`, one release at a time, never waiting long for a lock."""
 
+import time
+
 from alembic import context
-from sqlalchemy import create_engine, pool, text
+from sqlalchemy import Connection, create_engine, pool, text
 
 SCHEMA = "pipeline"
 ONE_AT_A_TIME = 0x70697065  # "pipe": two releases at once wait for each other instead of colliding
@@ -12,14 +14,25 @@ def include_name(name, type_, parent_names):
     return name == SCHEMA if type_ == "schema" else True
 
 
+def wait_for_our_turn(connection: Connection) -> None:
+    """
+    Wait as long as it takes until no other release migrates.
+
+    Asking again and again, outside any transaction: an index that is built concurrently waits for every open one.
+    """
+    while not connection.execute(text(f"SELECT pg_try_advisory_lock({ONE_AT_A_TIME})")).scalar():
+        connection.commit()
+        time.sleep(0.2)
+
+
 def run_migrations() -> None:
     """Apply what is missing; each migration commits by itself, so a failed one leaves the former in place."""
     engine = create_engine(context.config.attributes["url"], poolclass=pool.NullPool)
     with engine.connect() as connection:
         connection.execute(text("SET search_path = public"))  # names in migrations are written out
         connection.execute(text("SET statement_timeout = '300s'"))
-        connection.execute(text(f"SELECT pg_advisory_lock({ONE_AT_A_TIME})"))  # before lock_timeout: this one is worth
-        connection.execute(text("SET lock_timeout = '5s'"))  # waiting for; a table's would queue every writer behind us
+        wait_for_our_turn(connection)
+        connection.execute(text("SET lock_timeout = '5s'"))  # a table's lock would queue every writer behind us
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         connection.commit()
         context.configure(

@@ -3,7 +3,7 @@ Every exception we raise on purpose, as one tree.
 
     PipelineError
     ├── ConfigError        the environment is wrong; the message names every bad variable
-    ├── Unauthorized (401) · BadSignature (401) · UnknownJob (404)
+    ├── Unauthorized (401) · BadSignature (401) · BudgetExceeded (402) · UnknownJob (404)
     ├── MalformedRequest (400) · NotAllowedNow (409) · IdempotencyConflict (409) · TooLarge (413) · InvalidInput (422)
     ├── Unavailable (503)
     └── ProviderError      what WaveSpeed answered, sorted by what may be done next
@@ -80,6 +80,14 @@ class BadSignature(PipelineError):
     def __init__(self, detail: str = "", *, well_formed: bool = False) -> None:
         super().__init__(detail)
         self.well_formed = well_formed
+
+
+class BudgetExceeded(PipelineError):
+    """What the job costs is more than is left of a budget."""
+
+    status = 402
+    code = "budget_exceeded"
+    title = "The budget does not cover this"
 
 
 class UnknownJob(PipelineError):

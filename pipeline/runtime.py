@@ -12,7 +12,7 @@ from pipeline.nudges import Nudger
 from pipeline.settings import Settings, load
 from pipeline.store import account
 from pipeline.store.database import Database
-from pipeline.wavespeed import WaveSpeed
+from pipeline.wavespeed import Timeouts, WaveSpeed
 
 SECRETS_REREAD_S = 5.0
 """How old the webhook secrets a process knows may be: a rotation is taken over within this time."""
@@ -39,7 +39,7 @@ class Runtime:
         """The webhook secrets, as this process knows them."""
         return Secrets(self.settings, self.db)
 
-    def provider(self) -> WaveSpeed:
+    def provider(self, timeouts: Timeouts | None = None) -> WaveSpeed:
         """
         A client of the provider's API.
 
@@ -49,7 +49,7 @@ class Runtime:
         key = self.settings.wavespeed_api_key
         if key is None:
             raise ConfigError("WAVESPEED_API_KEY: is missing; workers pay with it. See https://wavespeed.ai/accesskey")
-        return WaveSpeed(key.get_secret_value(), self.settings.wavespeed_base_url)
+        return WaveSpeed(key.get_secret_value(), self.settings.wavespeed_base_url, timeouts=timeouts)
 
     def webhook_for(self, token: str) -> str | None:
         """Where the provider is to call back for one attempt; None without a public address: then we poll."""

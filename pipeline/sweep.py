@@ -23,13 +23,16 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
     """
     with rt.db.transaction() as tx:
         abandoned = alarms.give_up_claims(tx)
+    with rt.db.transaction() as tx:  # each by itself: budgets are locked after jobs, and not together with the account
         expired = alarms.expire_queued(tx)
+    with rt.db.transaction() as tx:
+        alarms.stop_asking(tx)
+    with rt.db.transaction() as tx:
         due = alarms.due(tx)
         workers.forget_dead(tx)
     if abandoned:
         log.warning("sweep.claims_given_up", count=len(abandoned))
     if expired:
         log.warning("sweep.jobs_expired", count=len(expired))
-    names = [name for name in ("submit", "poll", "reconcile", "probe", "secrets") if getattr(due, name)]
-    wake(*names)
-    return names
+    wake(*due)
+    return due

@@ -51,6 +51,12 @@ def _runtime() -> Runtime:
     return Runtime(_settings, Database(_settings.database_url, name="worker"))
 
 
+@celery.task(name="pipeline.admit")
+def admit() -> None:
+    """Check and price what was queued without that."""
+    worker().wake("admit")
+
+
 @celery.task(name="pipeline.submit")
 def submit() -> None:
     """Claim and POST what is due."""

@@ -36,6 +36,7 @@ def job(row: Any) -> dict[str, Any]:
             "inference_ms": row.inference_ms,
             "total_ms": _ms(row.created_at, row.finished_at),
         },
+        "price": None if row.price is None else float(row.price),  # USD
         "retry_of": row.retry_of and str(row.retry_of),
         "links": {"self": f"/v1/jobs/{row.id}"},
     }

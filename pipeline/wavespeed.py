@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import ROUND_UP, Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
@@ -34,6 +35,7 @@ from pipeline.predictions import Prediction, Status, Unreadable, cut, parse, sto
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3600.0
+_MOST_USD = 1_000_000  # for one task: more is a mistake of somebody's
 _SHORTEST_ECHO = 12  # a shorter one may be a word of the provider's own
 _SHORTEST_SECRET = 8  # a shorter key is a stand-in, and may be any word
 
@@ -147,6 +149,22 @@ class WaveSpeed:
         if isinstance(balance, bool) or not isinstance(balance, int | float):
             raise Transient("The answer to the balance has no number.", http_status=answer.status)
         return float(balance)
+
+    async def price(self, model: str, inputs: Mapping[str, Any]) -> Decimal | None:
+        """
+        What one task costs this account, in USD; None when the answer names no price.
+
+        Raises:
+            Rejected: The provider prices no such model.
+
+        Source: https://wavespeed.ai/docs/pricing-api
+        """
+        answer = await self._call("POST", "/model/price", payload={"model_id": model, "inputs": inputs})
+        data = answer.data if isinstance(answer.data, dict) else {}
+        if data.get("currency") not in {None, "", "USD"}:
+            return None
+        found = (_usd(data.get(name)) for name in ("discounted_price", "price", "unit_price"))
+        return next((usd for usd in found if usd is not None), None)
 
     async def webhook_secret(self) -> str:
         """The secret that callbacks are signed with; some deployments answer without the envelope."""
@@ -317,6 +335,13 @@ def _readable(items: Sequence[object]) -> list[Prediction]:
         except Unreadable:
             continue
     return found
+
+
+def _usd(value: object) -> Decimal | None:
+    """An amount as we keep it, rounded up to the millionth; None unless it is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MOST_USD:
+        return None
+    return Decimal(str(value)).quantize(Decimal("0.000001"), ROUND_UP)
 
 
 def _retry_after(value: str) -> float | None:

@@ -13,6 +13,7 @@ from pipeline import telemetry
 from pipeline.broker import SWEEP_S
 from pipeline.errors import Unavailable
 from pipeline.lifecycle.account import Prober, SecretKeeper
+from pipeline.lifecycle.admit import Admitter
 from pipeline.lifecycle.poll import Poller
 from pipeline.lifecycle.reconcile import Reconciler
 from pipeline.lifecycle.submit import Submitter
@@ -45,6 +46,7 @@ class Worker:
         self._poller = Poller(self.rt, self._loop, self._provider, wake=lambda: self.wake("poll"))
         looks: dict[str, Callable[[], float | None]] = {
             "sweep": self.sweep,
+            "admit": Admitter(self.rt, self._loop, self._provider).look,
             "submit": self._submitter.look,
             "poll": self._poller.look,
             "reconcile": Reconciler(self.rt, self.id, self._loop, self._provider).look,

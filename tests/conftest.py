@@ -29,6 +29,7 @@ from pipeline.store import schema, services
 from pipeline.store.database import Database
 from pipeline.store.services import Service
 from pipeline.worker import Worker
+from tests.factories import priced
 from tests.http import get
 
 WEBHOOK_SECRET = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -127,9 +128,11 @@ def db(pool: Database) -> Database:
             tx.exec_driver_sql(
                 "TRUNCATE pipeline.jobs, pipeline.attempts, pipeline.events, pipeline.callbacks,"
                 " pipeline.notifications, pipeline.idempotency_keys, pipeline.services, pipeline.workers,"
+                " pipeline.prices, pipeline.budgets,"
                 " pipeline.account"
             )
             tx.exec_driver_sql("INSERT INTO pipeline.account (id) VALUES (1)")
+            priced(tx)
             return True
         return False
 

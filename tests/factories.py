@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from pipeline.jobs import ALARMED, FINAL, IN_FLIGHT, Outcome, State
 from pipeline.lifecycle.accept import accept, check
 from pipeline.runtime import Runtime
 from pipeline.store import claims, reading, workers
+from pipeline.store import prices as price_list
 from pipeline.store.answers import Answer, record
 from pipeline.store.claims import Start
 from pipeline.store.moves import Move
@@ -43,6 +45,11 @@ class Attempted:
 def prediction_id() -> str:
     """An id as the provider makes them."""
     return secrets.token_hex(16)
+
+
+def priced(tx: Connection, usd: str = "0.12") -> None:
+    """A price that nobody has to ask for, so that jobs are admitted at once."""
+    price_list.set_by_hand(tx, MODEL, Decimal(usd))
 
 
 def queued(rt: Runtime, service: Service, prompt: str = "a lighthouse", **fields: Any) -> UUID:
@@ -100,11 +107,11 @@ def placed(rt: Runtime, service: Service, at: State) -> UUID:
         rt,
         """
         INSERT INTO jobs (id, service_id, model, input, state, due_at, deadline_at, current_attempt, finished_at,
-                          outputs, error, last_seq)
+                          outputs, error, last_seq, admitted)
         VALUES (:id, :service_id, :model, '{"prompt": "a lighthouse"}', :state,
                 CASE WHEN :alarmed THEN clock_timestamp() + interval '1 minute' END,
                 clock_timestamp() + interval '1 hour', CAST(:attempt AS uuid),
-                CASE WHEN :final THEN clock_timestamp() END, '[]', '{}', 7)
+                CASE WHEN :final THEN clock_timestamp() END, '[]', '{}', 7, true)
         """,
         id=job_id,
         service_id=service.id,

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from pipeline.jobs import State, Via
 from pipeline.runtime import Runtime
 from pipeline.store import account, alarms, missing, workers
-from pipeline.store.alarms import Due, Question
+from pipeline.store.alarms import Question
 from pipeline.store.missing import Missing
 from pipeline.store.moves import Move, advance
 from pipeline.store.tables import new_id
@@ -38,7 +38,7 @@ def given_up(rt: Runtime, dead_after_s: float = alarms.DEAD_AFTER_S) -> list[UUI
         return alarms.give_up_claims(tx, dead_after_s=dead_after_s)
 
 
-def due(rt: Runtime) -> Due:
+def due(rt: Runtime) -> list[str]:
     with rt.db.transaction() as tx:
         return alarms.due(tx)
 
@@ -94,7 +94,7 @@ def test_a_dead_workers_posts_become_unknown_and_a_living_ones_go_on(rt: Runtime
         assert why(rt, start.job_id) == "worker dead"
         (attempt,) = attempts(rt, start.job_id)
         assert (attempt.outcome, attempt.error) == ("lost", "the worker died")
-        assert due(rt).reconcile
+        assert "reconcile" in due(rt)
     assert {state(rt, start.job_id) for start in under_way} == {State.SUBMITTING}
 
 
@@ -182,30 +182,30 @@ def test_only_queued_jobs_expire_without_being_asked_about(rt: Runtime, caller: 
 @pytest.mark.parametrize(
     ("held", "duty"),
     [
-        (State.QUEUED, Due(submit=True, poll=False, reconcile=False, probe=False, secrets=True)),
-        (State.PROCESSING, Due(submit=False, poll=True, reconcile=False, probe=False, secrets=True)),
-        (State.EXPIRED, Due(submit=False, poll=True, reconcile=False, probe=False, secrets=True)),
-        (State.UNKNOWN, Due(submit=False, poll=False, reconcile=True, probe=False, secrets=True)),
-        (State.SUBMITTING, Due(submit=False, poll=False, reconcile=False, probe=False, secrets=True)),
+        (State.QUEUED, ["submit"]),
+        (State.PROCESSING, ["poll"]),
+        (State.EXPIRED, ["poll"]),
+        (State.UNKNOWN, ["reconcile"]),
+        (State.SUBMITTING, []),
     ],
 )
 def test_each_alarm_wakes_its_own_duty_when_its_time_has_come(
-    rt: Runtime, caller: Caller, held: State, duty: Due
+    rt: Runtime, caller: Caller, held: State, duty: list[str]
 ) -> None:
     """And not before: a sweep with nothing due wakes nobody."""
     job_id = placed(rt, caller.service, held)
-    assert due(rt) == Due(submit=False, poll=False, reconcile=False, probe=False, secrets=True)
+    assert due(rt) == ["secrets"]  # none is known yet
     execute(rt, "UPDATE jobs SET due_at = now() WHERE id = :id", id=job_id)
-    assert due(rt) == duty
+    assert due(rt) == [*duty, "secrets"]
 
 
 def test_a_halted_account_is_probed_when_its_time_has_come(rt: Runtime) -> None:
     """It resumes by itself."""
     with rt.db.transaction() as tx:
         account.halt(tx, "key_refused", balance=None, probe_s=60.0)
-    assert not due(rt).probe
+    assert "probe" not in due(rt)
     execute(rt, "UPDATE account SET probe_at = now()")
-    assert due(rt).probe
+    assert "probe" in due(rt)
 
 
 def test_a_sweep_is_remembered(rt: Runtime) -> None:
@@ -313,6 +313,8 @@ def test_an_expired_job_is_asked_about_for_a_day_and_then_left(rt: Runtime, call
         execute(rt, "UPDATE jobs SET deadline_at = now() - :age, due_at = now() WHERE id = :id", age=age, id=job.job_id)
         assert [question.state for question in questions(rt)] == [State.EXPIRED]
         again(rt, job.job_id, 1800.0)
+        with rt.db.transaction() as tx:
+            assert alarms.stop_asking(tx) == ([] if asked else [job.job_id])
         assert (seconds_left(rt, job.job_id) is not None) == asked
     assert questions(rt) == []
 

@@ -101,6 +101,7 @@ def test_a_job_is_accepted_and_shown(rt: Runtime, web: str, caller: Caller) -> N
         "finished_at": None,
         "outputs_expire_at": None,
         "timings": {"queued_ms": None, "provider_ms": None, "inference_ms": None, "total_ms": None},
+        "price": 0.12,
         "retry_of": None,
         "links": {"self": f"/v1/jobs/{job['id']}"},
     }

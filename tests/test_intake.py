@@ -23,7 +23,8 @@ def job(caller: Caller) -> NewJob:
 
 def once(rt: Runtime, job: NewJob, key: str = "k", fingerprint: bytes = b"f") -> tuple[UUID, bool]:
     with rt.db.transaction() as tx:
-        return add_once(tx, replace(job, id=new_id()), key, fingerprint)
+        job_id, stored = add_once(tx, replace(job, id=new_id()), key, fingerprint)
+    return job_id, stored is not None
 
 
 def test_a_stored_job_is_queued_due_and_has_a_history(rt: Runtime, job: NewJob) -> None:
@@ -124,11 +125,11 @@ def test_who_waited_for_a_request_that_was_rolled_back_makes_the_job(rt: Runtime
 
     def attempt(number: int) -> bool:
         with rt.db.transaction() as tx:
-            _, made = add_once(tx, replace(job, id=new_id()), "k", b"f")
-            if made and number == 0:
+            _, stored = add_once(tx, replace(job, id=new_id()), "k", b"f")
+            if stored and number == 0:
                 tx.rollback()
                 return False
-            return made
+            return stored is not None
 
     for _ in range(8):
         assert sum(at_once(attempt, 4)) == 1

@@ -133,7 +133,7 @@ def test_the_migrated_database_is_the_described_one_to_the_letter(migrated: str,
         " ADD CONSTRAINT attempts_outcome_check CHECK (outcome IS NULL OR outcome IN ('accepted', 'lost'))",
         "ALTER TABLE pipeline.jobs ADD CONSTRAINT jobs_extra_check CHECK (attempts < 9)",
         "DROP INDEX pipeline.jobs_due_idx; CREATE INDEX jobs_due_idx ON pipeline.jobs (state, due_at)",
-        "DROP INDEX pipeline.jobs_queue_idx; CREATE INDEX jobs_queue_idx ON pipeline.jobs"
+        "DROP INDEX pipeline.jobs_ready_idx; CREATE INDEX jobs_ready_idx ON pipeline.jobs"
         " (service_id, priority, due_at) WHERE state = 'queued'",
         "ALTER TABLE pipeline.jobs ALTER priority SET DEFAULT 1",
         "ALTER TABLE pipeline.jobs RESET (fillfactor)",
@@ -187,10 +187,11 @@ def test_a_migration_waits_for_another_release_but_not_for_a_lock(new_database: 
         assert blocked.returncode == 1
         # The other has been waiting for as long by now; a little longer than any timeout of its own for locks.
         waiting = (
-            "SELECT 1 FROM pg_stat_activity WHERE datname = 'busy' AND wait_event = 'advisory'"
-            " AND clock_timestamp() - query_start > interval '5.2 seconds'"
+            "SELECT 1 FROM pg_stat_activity WHERE datname = 'busy' AND query LIKE '%%try_advisory%%'"
+            " AND pid NOT IN (%s, %s) AND clock_timestamp() - backend_start > interval '5.2 seconds'"
         )
-        until(lambda: watcher.execute(waiting).fetchone() or queued.poll() is not None)
+        ours = [other.info.backend_pid, watcher.info.backend_pid]
+        until(lambda: watcher.execute(waiting, ours).fetchone() or queued.poll() is not None)
         other.execute("SELECT pg_advisory_unlock_all()")
         said = queued.communicate(timeout=60)[1]
     assert queued.returncode == 0, said
@@ -264,13 +265,13 @@ def crowded(new_database: NewDatabase) -> Iterator[Database]:
             CREATE TEMP TABLE kinds AS SELECT * FROM (VALUES ('queued', 200000), ('submitting', 100),
                 ('processing', 500), ('unknown', 200), ('expired', 300), ('completed', 40000)) k(state, many);
             INSERT INTO jobs (id, service_id, model, input, state, priority, due_at, deadline_at, current_attempt,
-                              attempts, outputs, finished_at, submitted_at)
+                              attempts, outputs, finished_at, submitted_at, admitted)
             SELECT gen_random_uuid(), s.ids[1 + n % 5], 'openai/dall-e-2', '{"prompt": "a lighthouse"}', state, n % 3,
                    CASE WHEN state <> 'completed' THEN now() + (n % 7200 - 3600) * interval '1 second' END,
                    now() + (n % 40000) * interval '1 second' - interval '1 second' * (n % 400),
                    CASE WHEN state <> 'queued' THEN gen_random_uuid() END, 1,
                    CASE WHEN state = 'completed' THEN '[]'::jsonb END,
-                   CASE WHEN state = 'completed' THEN now() END, now()
+                   CASE WHEN state = 'completed' THEN now() END, now(), state <> 'queued' OR n % 100 > 0
             FROM kinds, generate_series(1, many) n, (SELECT array_agg(id) AS ids FROM services) s;
             INSERT INTO attempts (id, job_id, service_id, number, token, worker_id, started_at, ended_at, outcome,
                                   prediction_id)
@@ -317,7 +318,7 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
     "claim_questions": (lambda tx, _: alarms.claim_questions(tx, at_most=50, lease_s=60.0), {"jobs_due_idx"}),
     "claim_missing": (lambda tx, _: missing.claim_missing(tx, at_most=500, lease_s=120.0), {"jobs_due_idx"}),
     "grant_polls": (lambda tx, _: account.grant_polls(tx, 50, per_minute=1200), {"jobs_due_idx"}),
-    "claim": (claim, {"jobs_due_idx", "jobs_queue_idx", "attempts_started_at_idx"}),
+    "claim": (claim, {"jobs_due_idx", "jobs_ready_idx", "attempts_started_at_idx"}),
     "weigh": (lambda tx, _: account.weigh(tx, account.Answers("+"), max_in_flight=9), {"jobs_due_idx"}),
     "record": (record, {"attempts_pk", "attempts_prediction_id_key", "jobs_pk"}),
     "hear": (hear, {"attempts_token_key", "attempts_prediction_id_key", "jobs_pk"}),

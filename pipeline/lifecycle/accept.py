@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -19,14 +20,19 @@ from pydantic import (
 )
 
 from pipeline import models
-from pipeline.errors import FieldError, InvalidInput, MalformedRequest
+from pipeline.errors import BudgetExceeded, FieldError, InvalidInput, MalformedRequest, Unavailable
+from pipeline.lifecycle import quote
 from pipeline.runtime import Runtime
-from pipeline.store import intake
-from pipeline.store.intake import NewJob
+from pipeline.store import budgets, intake
+from pipeline.store.budgets import Purse, Purses
+from pipeline.store.database import Transaction
+from pipeline.store.intake import NewJob, Stored
 from pipeline.store.services import Service
 
 MAX_DEADLINE_S = 7 * 86400
 """The provider keeps results for seven days: nothing can be learnt of a job after that."""
+
+NO_PRICE = "The provider names no price for it, and there is a budget: set one with `pipeline models price MODEL USD`."
 
 MAX_DELAY = timedelta(days=366)
 _MAX_METADATA = 50
@@ -98,12 +104,16 @@ def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | Non
     """
     Store one checked request. With an idempotency *key*, the same request again is the same job.
 
+    What it costs is reserved in the same transaction from the budgets of its service and of the account.
+
     Returns:
         The job's id, and whether this call made it.
 
     Raises:
-        InvalidInput: The key is not 1 to 255 printable ASCII characters.
+        InvalidInput: The key is not 1 to 255 printable ASCII characters; or there is a budget, and no price.
         IdempotencyConflict: The key was used for another request.
+        BudgetExceeded: A budget does not cover it.
+        Unavailable: There is a budget, and the provider cannot be asked for the price now.
     """
     if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):  # a message may hold anything
         message = "Must be 1 to 255 printable ASCII characters."
@@ -119,15 +129,61 @@ def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | Non
         run_at=request.run_at if request.run_at and request.run_at > datetime.now(UTC) else None,  # the past is now
         deadline_s=float(request.deadline_s or rt.settings.deadline_s),
     )
+    fingerprint = _fingerprint(request)
+    try:
+        job_id, stored = _stored(rt, job, key, fingerprint)
+    except _PriceWanted:
+        quote.ask_now(rt, job.model, job.input)
+        try:
+            job_id, stored = _stored(rt, job, key, fingerprint, however_old=True)
+        except _PriceWanted:
+            raise Unavailable("The provider cannot be asked now what this costs, and a budget hangs on it.") from None
+    if stored:
+        rt.nudge("submit" if stored.priced else "admit")
+    return job_id, stored is not None
+
+
+class _PriceWanted(Exception):
+    """A budget hangs on a price that is not known yet."""
+
+
+def _stored(
+    rt: Runtime, job: NewJob, key: str | None, fingerprint: bytes, *, however_old: bool = False
+) -> tuple[UUID, Stored | None]:
+    """Store one job and reserve its price, or neither."""
     with rt.db.transaction() as tx:
+        stored: Stored | None
         if key is None:
-            intake.add(tx, [job])
-            job_id, made = job.id, True
+            (stored,) = intake.add(tx, [job], however_old=however_old)
+            job_id = job.id
         else:
-            job_id, made = intake.add_once(tx, job, key, _fingerprint(request))
-    if made:
-        rt.nudge("submit")
-    return job_id, made
+            job_id, stored = intake.add_once(tx, job, key, fingerprint, however_old=however_old)
+        if stored and stored.budgeted:
+            _reserve(tx, job.service_id, stored)
+    return job_id, stored
+
+
+def _reserve(tx: Transaction, service_id: UUID, stored: Stored) -> None:
+    purses = Purses(tx, [service_id])
+    if not purses.limit(service_id):
+        return
+    if not stored.priced:
+        raise _PriceWanted
+    if stored.usd is None:
+        raise InvalidInput(errors=[FieldError("model", NO_PRICE)])
+    if short := purses.reserve(service_id, stored.usd):
+        raise BudgetExceeded(short_of(short, stored.usd))
+    purses.save()
+
+
+def short_of(purse: Purse, usd: Decimal) -> str:
+    """Say which budget does not cover *usd*. What others have left is not a caller's business."""
+    costs = f"The job costs {usd.normalize():f} USD"
+    if purse.scope == budgets.ACCOUNT:
+        return f"{costs}, more than is left of this {purse.period}'s budget of the account."
+    left = max(purse.limit_usd - purse.spent - purse.reserved, Decimal())
+    limit = f"this {purse.period}'s budget of {purse.limit_usd.normalize():f} USD"
+    return f"{costs}, and {left.normalize():f} are left of {limit}."
 
 
 def _fingerprint(request: JobRequest) -> bytes:

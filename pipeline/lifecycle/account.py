@@ -1,11 +1,13 @@
 """The account: is the key good, is there credit, what is the webhook secret. Probes while halted; resumes by itself."""
 
 import asyncio
+from decimal import Decimal
 
 from pipeline import telemetry
 from pipeline.errors import ProviderError
 from pipeline.runtime import Runtime
-from pipeline.store import account
+from pipeline.store import account, claims
+from pipeline.store.account import Halt
 from pipeline.threads import Loop
 from pipeline.wavespeed import WaveSpeed
 
@@ -65,15 +67,29 @@ class Prober:
         except ProviderError as error:
             log.warning("account.still_halted", reason=halt.reason, why=error.code)
             return None
-        if halt.reason == "insufficient_credits" and balance <= (halt.balance or 0.0):
+        with self._rt.db.transaction() as tx:
+            cheapest = claims.cheapest(tx)
+            resumed = _is_over(halt, balance, cheapest) and account.resume(tx)
+        if not resumed:
             log.warning("account.still_halted", reason=halt.reason, balance_usd=balance)
             return None
-        with self._rt.db.transaction() as tx:
-            resumed = account.resume(tx)
-        if resumed:
-            log.warning("account.resumed", reason=halt.reason, balance_usd=balance)
-            self._rt.nudge("submit", "poll", "reconcile")
+        log.warning("account.resumed", reason=halt.reason, balance_usd=balance)
+        self._rt.nudge("submit", "poll", "reconcile")
         return None
+
+
+def _is_over(halt: Halt, balance: float, cheapest: Decimal | None) -> bool:
+    """
+    Whether the account can pay again, for the cheapest waiting job at least: that one is tried first.
+
+    Where the balance covered the refused job already, or no price is known, it must have risen since.
+    """
+    if halt.reason != "insufficient_credits":
+        return True
+    before = halt.balance or 0.0
+    if cheapest is None or before >= cheapest:
+        return balance > before and balance >= (cheapest or 0)
+    return balance >= cheapest
 
 
 class SecretKeeper:

@@ -111,8 +111,10 @@ class Poller:
             alarms.found_again(tx, answered)
             alarms.ask_again(tx, later)
             moved = advance(tx, moves)
-            refused = any(isinstance(told.answer, KeyRefused) for told in group)
-            halted = refused and account.halt(tx, "key_refused", balance=None, probe_s=0.0)
+        halted = False
+        if any(isinstance(told.answer, KeyRefused) for told in group):
+            with self._rt.db.transaction() as tx:
+                halted = account.halt(tx, "key_refused", balance=None, probe_s=0.0)
         for told in group:
             said = told.answer.said if isinstance(told.answer, Prediction) else told.answer.code
             job_id = told.question.job_id

@@ -84,7 +84,10 @@ class Reconciler:
                 for one in lost:
                     if one.age_s > self._rt.settings.unknown_patience_s + UNREADABLE_FOR_S:
                         self._hold(tx, one, f"the provider's list could not be read ({error.code})")
-                halted = isinstance(error, KeyRefused) and account.halt(tx, "key_refused", balance=None, probe_s=0.0)
+            halted = False
+            if isinstance(error, KeyRefused):
+                with self._rt.db.transaction() as tx:
+                    halted = account.halt(tx, "key_refused", balance=None, probe_s=0.0)
             if halted:
                 log.error("account.halted", reason="key_refused")
                 self._rt.nudge("probe")

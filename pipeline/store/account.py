@@ -7,6 +7,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from pipeline.store.tables import new_id
+
 WINDOW_S = 60.0
 """The provider's limits reset every minute: no backoff needs to be longer. Source: account-levels."""
 
@@ -108,11 +110,18 @@ def _is_failing(recent: str) -> bool:
 def halt(tx: Connection, reason: str, *, balance: float | None, probe_s: float = 60.0) -> bool:
     """Stop every POST, poll and list until a probe finds the account in order. True to the call that stopped it."""
     statement = text("""
-        UPDATE account SET halted_reason = :reason, halted_at = clock_timestamp(), halted_balance = :balance,
-            trial = true, probe_at = clock_timestamp() + make_interval(secs => :probe_s)
-        WHERE id = 1 AND halted_reason IS NULL RETURNING id
+        WITH halted AS (
+            UPDATE account SET halted_reason = :reason, halted_at = clock_timestamp(), halted_balance = :balance,
+                trial = true, probe_at = clock_timestamp() + make_interval(secs => :probe_s)
+            WHERE id = 1 AND halted_reason IS NULL RETURNING halted_reason, halted_at, halted_balance
+        )
+        INSERT INTO notifications (id, event, audience, data, due_at)
+        SELECT :notice_id, 'account.halted', 'operator', jsonb_build_object(
+            'reason', halted_reason, 'since', halted_at, 'balance_usd', halted_balance), clock_timestamp()
+        FROM halted RETURNING id
     """)
-    return tx.execute(statement, {"reason": reason, "balance": balance, "probe_s": probe_s}).first() is not None
+    parameters = {"reason": reason, "balance": balance, "probe_s": probe_s, "notice_id": new_id()}
+    return tx.execute(statement, parameters).first() is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +147,19 @@ def claim_probe(tx: Connection, *, probe_s: float) -> Halt | None:
 def resume(tx: Connection) -> bool:
     """End the halt; one POST goes first (the trial). True to the call that ended it."""
     statement = text("""
-        UPDATE account SET halted_reason = NULL, halted_at = NULL, halted_balance = NULL, probe_at = NULL, trial = true,
-            recent = '', backoff_s = 0, backoff_until = NULL, backoff_at = clock_timestamp()
-        WHERE id = 1 AND halted_reason IS NOT NULL RETURNING id
+        WITH halted AS (
+            SELECT halted_reason, halted_at FROM account WHERE id = 1 AND halted_reason IS NOT NULL FOR UPDATE
+        ), resumed AS (
+            UPDATE account a SET halted_reason = NULL, halted_at = NULL, halted_balance = NULL, probe_at = NULL,
+                trial = true, recent = '', backoff_s = 0, backoff_until = NULL, backoff_at = clock_timestamp()
+            FROM halted h WHERE a.id = 1 RETURNING h.halted_reason, h.halted_at
+        )
+        INSERT INTO notifications (id, event, audience, data, due_at)
+        SELECT :notice_id, 'account.resumed', 'operator',
+               jsonb_build_object('reason', halted_reason, 'since', halted_at), clock_timestamp()
+        FROM resumed RETURNING id
     """)
-    return tx.execute(statement).first() is not None
+    return tx.execute(statement, {"notice_id": new_id()}).first() is not None
 
 
 @dataclass(frozen=True, slots=True)

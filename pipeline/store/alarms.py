@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import State, Via
+from pipeline.store import budgets
 from pipeline.store.moves import Move, advance
 
 DEAD_AFTER_S = 15.0
@@ -17,15 +18,8 @@ SECRET_AGE_S = 3600.0
 """How old the webhook secret may grow before it is fetched again unasked, in seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
-    """What waits to be looked at, by the duty that does it."""
-
-    submit: bool
-    poll: bool
-    reconcile: bool
-    probe: bool
-    secrets: bool
+ASK_EXPIRED_FOR_S = 86_400.0
+"""How long after its deadline an expired job's task is still asked about, in seconds: its result was paid for."""
 
 
 # min() and not EXISTS: it can only be read off the index. Of a table where half the rows are due, EXISTS expects to
@@ -33,7 +27,10 @@ class Due:
 _DUE = text("""
     UPDATE account SET swept_at = clock_timestamp() WHERE id = 1
     RETURNING
-        (SELECT min(due_at) FROM jobs WHERE state = 'queued') <= statement_timestamp() IS TRUE AS submit,
+        (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND NOT admitted)
+            <= statement_timestamp() IS TRUE AS admit,
+        (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted)
+            <= statement_timestamp() IS TRUE AS submit,
         least((SELECT min(due_at) FROM jobs WHERE state = 'processing'),
               (SELECT min(due_at) FROM jobs WHERE state = 'expired')) <= statement_timestamp() IS TRUE AS poll,
         (SELECT min(due_at) FROM jobs WHERE state = 'unknown') <= statement_timestamp() IS TRUE AS reconcile,
@@ -43,9 +40,10 @@ _DUE = text("""
 """)
 
 
-def due(tx: Connection) -> Due:
-    """Which duties have something to do now; remembers when the sweep last ran."""
-    return Due(*tx.execute(_DUE, {"secret_age_s": SECRET_AGE_S}).one())
+def due(tx: Connection) -> list[str]:
+    """Which duties have something to do now, by name; remembers when the sweep last ran."""
+    found = tx.execute(_DUE, {"secret_age_s": SECRET_AGE_S}).one()
+    return [duty for duty, is_due in found._mapping.items() if is_due]
 
 
 _LOST_CLAIMS = text("""
@@ -97,6 +95,29 @@ def expire_queued(tx: Connection) -> list[UUID]:
     return sorted(advance(tx, moves))
 
 
+_STOP_ASKING = text(f"""
+    WITH old AS (
+        SELECT id, reserved FROM jobs
+        WHERE state = 'expired' AND due_at IS NOT NULL
+          AND deadline_at < statement_timestamp() - make_interval(secs => :asked_for_s)
+        ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+    ), moved AS (
+        UPDATE jobs j SET due_at = NULL, reserved = 0 FROM old o WHERE j.id = o.id
+        RETURNING j.id, j.service_id, o.reserved AS freed, true AS spent
+    ), {budgets.FREED}
+    SELECT id FROM moved
+""")
+
+
+def stop_asking(tx: Connection) -> list[UUID]:
+    """
+    Ask no more about jobs that expired a day ago. Returns their ids.
+
+    Each was accepted by the provider, so its money counts as spent.
+    """
+    return list(tx.execute(_STOP_ASKING, {"asked_for_s": ASK_EXPIRED_FOR_S}).scalars())
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One job whose task is to be asked about. Times of day by the database's clock, `age_s` since its POST."""
@@ -135,10 +156,7 @@ def ask_again(tx: Connection, job_ids: Mapping[UUID, float]) -> None:
     """Set the next poll of each running job, in seconds from now; its deadline, when that is earlier."""
     statement = text("""
         UPDATE jobs j SET due_at = CASE
-            WHEN j.state = 'expired' THEN CASE
-                WHEN j.deadline_at > clock_timestamp() - interval '24 hours'
-                THEN clock_timestamp() + make_interval(secs => w.s) END
-            WHEN j.deadline_at > clock_timestamp()
+            WHEN j.state = 'processing' AND j.deadline_at > clock_timestamp()
                 THEN least(clock_timestamp() + make_interval(secs => w.s), j.deadline_at)
             ELSE clock_timestamp() + make_interval(secs => w.s) END
         FROM unnest(CAST(:ids AS uuid[]), CAST(:seconds AS float8[])) AS w(id, s)

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import Outcome, State
+from pipeline.store import budgets
 from pipeline.store.moves import Move, advance, flag_double_charges
 
 
@@ -67,11 +68,11 @@ def record(tx: Connection, answers: Sequence[Answer]) -> set[UUID]:
         for answer in answers
     ]
     taken = {row.id for row in tx.execute(_RECORD, {"answers": json.dumps(rows)}) if row.taken}
-    moved = advance(tx, [answer.move for answer in answers if answer.attempt_id not in taken])
-    moved |= advance(tx, [_look_again(answer.move) for answer in answers if answer.attempt_id in taken])
-    flag_double_charges(
+    twice = flag_double_charges(
         tx, [one.attempt_id for one in answers if one.outcome is Outcome.ACCEPTED and one.attempt_id not in taken]
     )
+    moved = advance(tx, [_look_again(one.move) if one.attempt_id in taken else one.move for one in answers])
+    budgets.spend(tx, twice)
     return moved
 
 

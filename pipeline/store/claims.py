@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -53,9 +54,17 @@ _LOCK = text("""
            extract(epoch FROM a.backoff_until - clock_timestamp())::float8 AS backoff_s,
            a.pacer IS NULL OR a.pacer = :worker_id OR a.pacer_until < clock_timestamp() AS may_pace,
            a.cap_changed_at < clock_timestamp() - make_interval(secs => :cap_regained_s) AS cap_may_grow,
-           (SELECT min(due_at) FROM jobs WHERE state = 'queued') <= statement_timestamp() IS TRUE AS backlog
+           (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted)
+               <= statement_timestamp() IS TRUE AS backlog
     FROM account a WHERE a.id = 1 FOR UPDATE
 """)
+
+_HEAD = f"""
+    SELECT id, price, priority, due_at FROM jobs
+    WHERE service_id = s.id AND state = 'queued' AND admitted
+      AND due_at <= statement_timestamp() AND deadline_at > statement_timestamp()
+    ORDER BY priority DESC, due_at LIMIT {BATCH}
+"""
 
 # Counting is a statement of its own: one that locks and counts would count by a snapshot older than its lock.
 # statement_timestamp() where an index is searched, because clock_timestamp() may change from row to row.
@@ -76,22 +85,17 @@ _CLAIM = text(f"""
                (SELECT count(*) FROM jobs WHERE state = 'submitting' AND due_at IS NOT NULL)::int AS submitting
         FROM recent
     ), turns AS (  -- fair by weight over the last minute's starts; priority orders a service's own jobs only
-        SELECT q.id, (coalesce(r.n, 0) + q.place)::float8 / s.weight AS turn
+        SELECT q.id, q.price, (coalesce(r.n, 0) + q.place)::float8 / s.weight AS turn
         FROM services s
         LEFT JOIN recent r ON r.service_id = s.id
         CROSS JOIN LATERAL (
-            SELECT id, row_number() OVER (ORDER BY priority DESC, due_at) AS place
-            FROM (
-                SELECT id, priority, due_at FROM jobs
-                WHERE service_id = s.id AND state = 'queued'
-                  AND due_at <= statement_timestamp() AND deadline_at > statement_timestamp()
-                ORDER BY priority DESC, due_at LIMIT {BATCH}
-            ) queue
+            SELECT id, price, row_number() OVER (ORDER BY priority DESC, due_at) AS place
+            FROM ({_HEAD}) queue
         ) q
     ), chosen AS (
         SELECT j.id FROM jobs j
         WHERE j.state = 'queued' AND j.id IN (
-            SELECT id FROM turns ORDER BY turn, id
+            SELECT id FROM turns ORDER BY CASE WHEN :trial THEN price END, turn, id  -- a trial risks little
             LIMIT (SELECT greatest(0, least(:at_most, :quota - starts, :cap - in_flight,
                                             CASE WHEN :trial THEN 1 - submitting ELSE :at_most END)) FROM used)
         )
@@ -165,6 +169,13 @@ def claim(tx: Connection, *, worker_id: UUID, limits: Limits, window_s: float, l
         wait_s = _pace(tx, worker_id, window_s + (used.oldest_s or 0.0))
     again = len(starts) == at_most and quota_left > 0 and not account.trial
     return Claim(starts, again=again, wait_s=wait_s, calm=calm)
+
+
+def cheapest(tx: Connection) -> Decimal | None:
+    """The lowest price, in USD, of the jobs that a claim would choose from; None when no price is known."""
+    statement = text(f"SELECT min(queue.price) FROM services s CROSS JOIN LATERAL ({_HEAD}) queue")
+    found: Decimal | None = tx.execute(statement).scalar_one()
+    return found
 
 
 def _pace(tx: Connection, worker_id: UUID, wait_s: float) -> float:

@@ -9,7 +9,8 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs import FINAL, IN_FLIGHT, TOLD, State, Via
 from pipeline.predictions import Prediction, Status
-from pipeline.store.moves import LEGAL, flag_double_charges, note
+from pipeline.store import budgets
+from pipeline.store.moves import LEGAL, flag_double_charges
 from pipeline.store.tables import Verdict, new_id
 
 _TARGETS = {
@@ -41,10 +42,10 @@ class Heard:
 # The URL is not covered by the signature, so an authentic body proves itself by its id and model as well. The verdict
 # of an earlier attempt counts; but its failure does not end a job whose later attempt is under way and was paid for.
 # The attempt is locked before the job, as whoever records an answer does: the other way they would wait in a circle.
-_HEAR = text("""
+_HEAR = text(f"""
     WITH known AS MATERIALIZED (
         SELECT a.id AS attempt_id, a.number, a.prediction_id, a.job_id, j.state, j.model, j.settled_by,
-               j.current_attempt = a.id AS current, j.prediction_id = :prediction_id AS told_before
+               j.reserved, j.current_attempt = a.id AS current, j.prediction_id = :prediction_id AS told_before
         FROM attempts a JOIN jobs j ON j.id = a.job_id
         WHERE a.token = :token FOR UPDATE OF a, j
     ), judged AS (
@@ -72,11 +73,13 @@ _HEAR = text("""
             outputs = coalesce(CAST(:outputs AS jsonb), j.outputs),
             error = coalesce(CAST(:error AS jsonb), j.error),
             inference_ms = coalesce(:inference_ms, j.inference_ms),
+            reserved = CASE WHEN :to = ANY(:final) THEN 0 ELSE j.reserved END,
             held_at = NULL, held_reason = NULL,
             last_seq = j.last_seq + 1
         FROM judged g WHERE j.id = g.job_id AND g.verdict = 'applied'
-        RETURNING j.id, j.last_seq, g.state AS "from"
-    ), planned AS (
+        RETURNING j.id, j.service_id, j.last_seq, g.state AS "from",
+                  g.reserved - j.reserved AS freed, :to = 'completed' AS spent
+    ), {budgets.FREED}, planned AS (
         INSERT INTO notifications (id, event, job_id, seq, due_at)
         SELECT :notice_id, 'job.' || :to, id, last_seq, clock_timestamp() FROM moved WHERE :to = ANY(:told)
     ), told AS (
@@ -120,10 +123,8 @@ def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: 
         },
     ).one()
     heard = Heard(row.verdict, row.job_id, row.attempt_id, row.state)
-    if heard.job_id and heard.verdict == Verdict.APPLIED and not row.current and row.state in IN_FLIGHT:
-        note(tx, heard.job_id, "job.charged_twice", prediction_id=prediction.id)
     if heard.attempt_id and heard.verdict != Verdict.SUSPICIOUS and (row.number > 1 or not row.current):
-        flag_double_charges(tx, [heard.attempt_id])
+        budgets.spend(tx, flag_double_charges(tx, [heard.attempt_id]))
     return heard
 
 

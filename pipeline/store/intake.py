@@ -4,13 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, select, text
 from sqlalchemy.dialects.postgresql import insert
 
+from pipeline import prices
 from pipeline.errors import IdempotencyConflict, Unavailable
+from pipeline.store.prices import FRESH_S
 from pipeline.store.tables import IdempotencyKeyRow, new_id
 
 
@@ -30,24 +33,50 @@ class NewJob:
     id: UUID = field(default_factory=new_id)
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A job as it was stored: `usd` is what it costs, if that is known, and was reserved."""
+
+    job_id: UUID
+    priced: bool  # the price is known, be it that the provider names none
+    usd: Decimal | None
+    budgeted: bool  # there are budgets: whether they cover it must be asked in the same transaction
+
+
 _INSERT = text("""
     WITH made AS (
         INSERT INTO jobs (id, service_id, model, input, options, metadata, state, priority,
-                          run_at, due_at, deadline_at, retry_of, last_seq, created_at)
+                          run_at, due_at, deadline_at, retry_of, admitted, price, reserved, last_seq, created_at)
         SELECT n.id, n.service_id, n.model, n.input, n.options, n.metadata, 'queued', n.priority,
-               starts, starts, starts + make_interval(secs => n.deadline_s), n.retry_of, 1, clock_timestamp()
+               starts, starts, starts + make_interval(secs => n.deadline_s), n.retry_of,
+               p.priced IS TRUE, p.usd, coalesce(p.usd, 0), 1, clock_timestamp()
         FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS n(
             id uuid, service_id uuid, model text, input jsonb, options jsonb, metadata jsonb, priority int,
-            run_at timestamptz, deadline_s float8, retry_of uuid),
-            LATERAL (SELECT greatest(n.run_at, clock_timestamp()) AS starts) s  -- a time that has passed is now
-        RETURNING id, created_at
+            run_at timestamptz, deadline_s float8, retry_of uuid, price_key text)
+        CROSS JOIN LATERAL (
+            SELECT greatest(n.run_at, clock_timestamp()) AS starts  -- a time that has passed is now
+        ) s
+        LEFT JOIN LATERAL (  -- one set by a person, whose key is empty, comes first
+            SELECT usd, true AS priced FROM prices
+            WHERE model = n.model AND key IN ('', decode(n.price_key, 'hex'))
+              AND (key = '' OR :however_old
+                   OR fetched_at > clock_timestamp() - make_interval(secs => :fresh_s))
+            ORDER BY key LIMIT 1
+        ) p ON true
+        RETURNING id, created_at, admitted, price
+    ), told AS (
+        INSERT INTO events (job_id, seq, at, kind) SELECT id, 1, created_at, 'job.queued' FROM made
     )
-    INSERT INTO events (job_id, seq, at, kind) SELECT id, 1, created_at, 'job.queued' FROM made
+    SELECT id, admitted, price, EXISTS (SELECT FROM budgets) AS budgeted FROM made
 """)
 
 
-def add(tx: Connection, jobs: Sequence[NewJob]) -> None:
-    """Store *jobs*, queued, with the first line of their history."""
+def add(tx: Connection, jobs: Sequence[NewJob], *, however_old: bool = False) -> list[Stored]:
+    """
+    Store *jobs*, queued, with the first line of their history, and with their price when it is known.
+
+    A job whose price is not known has yet to be admitted. *however_old*: an old price will do.
+    """
     rows = [
         {
             "id": str(job.id),
@@ -60,18 +89,22 @@ def add(tx: Connection, jobs: Sequence[NewJob]) -> None:
             "run_at": job.run_at and job.run_at.isoformat(),
             "deadline_s": job.deadline_s,
             "retry_of": job.retry_of and str(job.retry_of),
+            "price_key": prices.key(job.input).hex(),
         }
         for job in jobs
     ]
-    tx.execute(_INSERT, {"jobs": json.dumps(rows)})
+    parameters = {"jobs": json.dumps(rows), "however_old": however_old, "fresh_s": FRESH_S}
+    return [Stored(*row) for row in tx.execute(_INSERT, parameters)]
 
 
-def add_once(tx: Connection, job: NewJob, key: str, fingerprint: bytes) -> tuple[UUID, bool]:
+def add_once(
+    tx: Connection, job: NewJob, key: str, fingerprint: bytes, *, however_old: bool = False
+) -> tuple[UUID, Stored | None]:
     """
     Store *job* unless its service used *key* before. Of any number of equal calls at once, one stores it.
 
     Returns:
-        The id of the one job this key names, and whether this call made it.
+        The id of the one job this key names, and how it was stored, if by this call.
 
     Raises:
         IdempotencyConflict: The key was used for another request.
@@ -79,8 +112,8 @@ def add_once(tx: Connection, job: NewJob, key: str, fingerprint: bytes) -> tuple
     claim = insert(IdempotencyKeyRow).values(service_id=job.service_id, key=key, fingerprint=fingerprint, job_id=job.id)
     mine = tx.execute(claim.on_conflict_do_nothing().returning(IdempotencyKeyRow.job_id)).first()
     if mine:
-        add(tx, [job])
-        return job.id, True
+        (stored,) = add(tx, [job], however_old=however_old)
+        return job.id, stored
     # ON CONFLICT waited for the other transaction, so its row is there for this statement to see.
     query = select(IdempotencyKeyRow.job_id, IdempotencyKeyRow.fingerprint).where(
         IdempotencyKeyRow.service_id == job.service_id, IdempotencyKeyRow.key == key
@@ -91,4 +124,4 @@ def add_once(tx: Connection, job: NewJob, key: str, fingerprint: bytes) -> tuple
     job_id, earlier = found
     if earlier != fingerprint:
         raise IdempotencyConflict("Use a new Idempotency-Key for a new request, or repeat the first one unchanged.")
-    return job_id, False
+    return job_id, None

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs import State, Via
 from pipeline.predictions import Prediction, Status
+from pipeline.store import budgets
 from pipeline.store.moves import Move, advance, flag_double_charges, note
 from pipeline.store.tables import new_id
 
@@ -126,7 +127,7 @@ def adopt(tx: Connection, missing: Missing, found: Prediction, *, poll_s: float,
         data={"via": via, "prediction_id": found.id, "why": why},
     )
     moved = bool(advance(tx, [move]))
-    flag_double_charges(tx, [missing.attempt_id])
+    budgets.spend(tx, flag_double_charges(tx, [missing.attempt_id]))
     return moved
 
 
@@ -195,8 +196,8 @@ _HOLD = text("""
         SELECT id, last_seq, clock_timestamp(), 'job.needs_decision', jsonb_build_object('why', CAST(:reason AS text))
         FROM held
     )
-    INSERT INTO notifications (id, event, job_id, seq, due_at)
-    SELECT :notice_id, 'job.needs_decision', id, last_seq, clock_timestamp() FROM held RETURNING job_id
+    INSERT INTO notifications (id, event, job_id, seq, audience, due_at)
+    SELECT :notice_id, 'job.needs_decision', id, last_seq, 'operator', clock_timestamp() FROM held RETURNING job_id
 """)
 
 

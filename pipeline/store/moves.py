@@ -9,6 +9,8 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import FINAL, TOLD, TRANSITIONS, State, Via
+from pipeline.store import budgets
+from pipeline.store.budgets import Charge
 from pipeline.store.tables import new_id
 
 LEGAL = sorted(f"{source}>{target}" for source, targets in TRANSITIONS.items() for target in targets)
@@ -38,13 +40,13 @@ class Move:
     kind: str | None = None  # of the event; `job.<state>` unless given
 
 
-_ADVANCE = text("""
+_ADVANCE = text(f"""
     WITH wanted AS (
         SELECT * FROM jsonb_to_recordset(CAST(:moves AS jsonb)) AS w(
             job_id uuid, "to" text, attempt_id uuid, due_s float8, via text, prediction_id text,
             outputs jsonb, error jsonb, inference_ms int, data jsonb, kind text, notice_id uuid)
     ), locked AS (  -- in the order of ids, so that two batches never wait for one another in a circle
-        SELECT j.id, j.state AS "from" FROM jobs j WHERE j.id IN (SELECT job_id FROM wanted)
+        SELECT j.id, j.state AS "from", j.reserved FROM jobs j WHERE j.id IN (SELECT job_id FROM wanted)
         ORDER BY j.id FOR UPDATE
     ), moved AS (
         UPDATE jobs j SET
@@ -58,14 +60,17 @@ _ADVANCE = text("""
             outputs = coalesce(w.outputs, j.outputs),
             error = coalesce(w.error, j.error),
             inference_ms = coalesce(w.inference_ms, j.inference_ms),
+            reserved = CASE WHEN w."to" = ANY(:final) OR (l."from", w."to") = (:queued, :expired)
+                THEN 0 ELSE j.reserved END,
             held_at = NULL, held_reason = NULL,
             last_seq = j.last_seq + 1
         FROM wanted w JOIN locked l ON l.id = w.job_id
         WHERE j.id = l.id
           AND (l."from" || '>' || w."to") = ANY(:legal)
           AND (w.attempt_id IS NULL OR w.attempt_id = j.current_attempt)
-        RETURNING j.id, j.last_seq, l."from", w.kind, w.data, w.notice_id
-    ), planned AS (
+        RETURNING j.id, j.service_id, j.last_seq, l."from", w.kind, w.data, w.notice_id,
+                  l.reserved - j.reserved AS freed, w."to" = :completed AS spent
+    ), {budgets.FREED}, planned AS (
         INSERT INTO notifications (id, event, job_id, seq, due_at)
         SELECT notice_id, kind, id, last_seq, clock_timestamp() FROM moved WHERE notice_id IS NOT NULL
     ), told AS (
@@ -105,7 +110,15 @@ def advance(tx: Connection, moves: Iterable[Move]) -> set[UUID]:
     ]
     if not wanted:
         return set()
-    parameters = {"moves": json.dumps(wanted), "legal": LEGAL, "final": sorted(FINAL), "processing": State.PROCESSING}
+    parameters = {
+        "moves": json.dumps(wanted),
+        "legal": LEGAL,
+        "final": sorted(FINAL),
+        "processing": State.PROCESSING,
+        "completed": State.COMPLETED,
+        "queued": State.QUEUED,  # a job that expires there was not submitted: its money comes back
+        "expired": State.EXPIRED,
+    }
     return set(tx.execute(_ADVANCE, parameters).scalars())
 
 
@@ -123,18 +136,35 @@ def note(tx: Connection, job_id: UUID, kind: str, **data: object) -> None:
     tx.execute(_NOTE, {"job_id": job_id, "kind": kind, "data": json.dumps(data)})
 
 
-_CHARGED_TWICE = text("""
-    SELECT a.job_id, a.prediction_id FROM attempts a
+_CHARGED = text("""
+    SELECT DISTINCT a.job_id FROM attempts a
     WHERE a.id = ANY(CAST(:ids AS uuid[])) AND a.outcome = 'accepted'
       AND EXISTS (SELECT 1 FROM attempts o WHERE o.job_id = a.job_id AND o.id <> a.id AND o.outcome = 'accepted')
-      AND NOT EXISTS (SELECT 1 FROM events e WHERE e.job_id = a.job_id AND e.kind = 'job.charged_twice'
-                      AND e.data ->> 'prediction_id' = a.prediction_id)
-    ORDER BY a.job_id
+    ORDER BY 1
+""")
+
+_UNFLAGGED = text("""
+    SELECT j.service_id, j.price,
+           (SELECT array_agg(a.prediction_id ORDER BY a.number) FROM attempts a
+            WHERE a.job_id = j.id AND a.outcome = 'accepted') AS charged,
+           (SELECT count(*) FROM events e WHERE e.job_id = j.id AND e.kind = 'job.charged_twice') AS flagged
+    FROM jobs j WHERE j.id = :job_id
 """)
 
 
-def flag_double_charges(tx: Connection, attempt_ids: Iterable[UUID]) -> None:
-    """Say so in the history of each job that these accepted attempts are not the only ones of, once for each."""
-    if ids := [str(attempt_id) for attempt_id in attempt_ids]:
-        for row in tx.execute(_CHARGED_TWICE, {"ids": ids}).all():
-            note(tx, row.job_id, "job.charged_twice", prediction_id=row.prediction_id)
+def flag_double_charges(tx: Connection, attempt_ids: Iterable[UUID]) -> list[Charge]:
+    """
+    Say so in the history of each job that one of these accepted attempts is not the only one of: once for each.
+
+    Returns:
+        The charges newly flagged, for `budgets.spend`; not done here, because jobs are locked before budgets.
+    """
+    ids = [str(attempt_id) for attempt_id in attempt_ids]
+    found = []
+    for job_id in tx.execute(_CHARGED, {"ids": ids}).scalars().all() if ids else ():
+        tx.execute(text("SELECT FROM jobs WHERE id = :id FOR UPDATE"), {"id": job_id})  # one counts at a time
+        job = tx.execute(_UNFLAGGED, {"job_id": job_id}).one()
+        for number in range(job.flagged + 1, len(job.charged)):
+            note(tx, job_id, "job.charged_twice", prediction_ids=job.charged, charges=number + 1)
+            found.append(Charge(job.service_id, job.price))
+    return found

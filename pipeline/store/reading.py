@@ -27,6 +27,7 @@ _JOB = (
     JobRow.prediction_id,
     JobRow.settled_by,
     JobRow.inference_ms,
+    JobRow.price,
     JobRow.retry_of,
     JobRow.held_at,
     JobRow.held_reason,

@@ -6,7 +6,8 @@ every Postgres from 14 on. Times are `timestamptz`, by the database's clock.
 """
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
+    Numeric,
     SmallInteger,
     Text,
     UniqueConstraint,
@@ -56,6 +58,14 @@ class Verdict:
     ALL = (APPLIED, DUPLICATE, LATE, STALE, ORPHAN, SUSPICIOUS, UNREADABLE)
 
 
+class Audience:
+    """Who is told: the job's caller, or the operator of this installation."""
+
+    SERVICE = "service"
+    OPERATOR = "operator"
+    ALL = (SERVICE, OPERATOR)
+
+
 class Base(DeclarativeBase):
     """Naming convention and column types of all tables."""
 
@@ -73,6 +83,7 @@ class Base(DeclarativeBase):
         str: Text,
         bytes: LargeBinary,
         datetime: TIMESTAMP(timezone=True),
+        Decimal: Numeric(12, 6),  # US dollars
         Json: JSONB,
         list[Any]: JSONB,
     }
@@ -113,16 +124,19 @@ class JobRow(Base):
         CheckConstraint(f"error IS NOT NULL OR state <> '{State.FAILED}'", name="failed_has_error"),
         CheckConstraint(f"settled_by IS NULL OR {one_of('settled_by', Via)}", name="settled_by"),
         CheckConstraint("priority BETWEEN -10 AND 10", name="priority"),
+        CheckConstraint("price >= 0", name="price"),
         # The sweep's: whose time has come, state by state.
         Index("jobs_due_idx", "state", "due_at", postgresql_where=text("due_at IS NOT NULL")),
         # The fair claim's: each service's own queue, in order.
         Index(
-            "jobs_queue_idx",
+            "jobs_ready_idx",
             "service_id",
             text("priority DESC"),
             "due_at",
-            postgresql_where=text(f"state = '{State.QUEUED}'"),
+            postgresql_where=text(f"state = '{State.QUEUED}' AND admitted"),
         ),
+        # Those nobody has checked and priced yet.
+        Index("jobs_admission_idx", "due_at", postgresql_where=text(f"state = '{State.QUEUED}' AND NOT admitted")),
         # Waiting jobs are found dead on time wherever they stand in the queue; running ones by their alarm.
         Index("jobs_deadline_idx", "deadline_at", postgresql_where=text(f"state = '{State.QUEUED}'")),
         {"postgresql_with": {"fillfactor": "80"}},  # a job is updated a few times in its first minute, in place
@@ -147,6 +161,9 @@ class JobRow(Base):
     settled_by: Mapped[str | None]
     inference_ms: Mapped[int | None]
     retry_of: Mapped[UUID | None]
+    admitted: Mapped[bool] = mapped_column(server_default=text("false"))  # checked, priced, and within the budgets
+    price: Mapped[Decimal | None]  # what it is to cost, in USD; NULL: the provider names no price
+    reserved: Mapped[Decimal] = mapped_column(server_default=text("0"))  # of the budgets, until it has ended
     held_at: Mapped[datetime | None]  # since when an unknown job waits for a person
     held_reason: Mapped[str | None]
     last_seq: Mapped[int] = mapped_column(server_default="1")  # of its newest event
@@ -205,6 +222,7 @@ class NotificationRow(Base):
     __table_args__ = (
         CheckConstraint(one_of("state", ("pending", "delivered", "dead")), name="state"),
         CheckConstraint("(due_at IS NOT NULL) = (state = 'pending')", name="pending_has_alarm"),
+        CheckConstraint(one_of("audience", Audience.ALL), name="audience"),
         UniqueConstraint("job_id", "seq"),  # an event is told once
     )
 
@@ -212,6 +230,8 @@ class NotificationRow(Base):
     event: Mapped[str]
     job_id: Mapped[UUID | None]
     seq: Mapped[int | None]  # of the job's event
+    audience: Mapped[str] = mapped_column(server_default=Audience.SERVICE)
+    data: Mapped[Json] = mapped_column(server_default=text("'{}'"))  # what is said of the account
     state: Mapped[str] = mapped_column(server_default="pending")
     due_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
@@ -278,6 +298,39 @@ class AccountRow(Base):
     reconciler: Mapped[UUID | None]  # the worker that reads the provider's list
     reconciler_until: Mapped[datetime | None]
     swept_at: Mapped[datetime | None]
+
+
+class PriceRow(Base):
+    """What a model costs for inputs of one kind: as the provider says, or, with an empty key, as a person does."""
+
+    __tablename__ = "prices"
+    __table_args__ = (CheckConstraint("usd >= 0", name="usd"),)
+
+    model: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[bytes] = mapped_column(primary_key=True)  # of the inputs that matter, see `prices`
+    usd: Mapped[Decimal | None]  # NULL: the provider names none
+    fetched_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class BudgetRow(Base):
+    """
+    What may be spent in a period (by the calendar of UTC), by one service or by all together.
+
+    Never locked together with `account`, and always after jobs.
+    """
+
+    __tablename__ = "budgets"
+    __table_args__ = (
+        CheckConstraint(one_of("period", ("day", "month")), name="period"),
+        CheckConstraint("limit_usd >= 0", name="limit_usd"),
+    )
+
+    scope: Mapped[str] = mapped_column(primary_key=True)  # a service's id, or 'account'
+    period: Mapped[str] = mapped_column(primary_key=True)
+    limit_usd: Mapped[Decimal]
+    reserved: Mapped[Decimal] = mapped_column(server_default=text("0"))  # of jobs that have not ended
+    spent: Mapped[Decimal] = mapped_column(server_default=text("0"))  # since the period's first day
+    since: Mapped[date]
 
 
 class WorkerRow(Base):

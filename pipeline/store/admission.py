@@ -1,0 +1,64 @@
+"""Jobs that were queued unchecked: who waits to be admitted, and the admission."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """A queued job that nobody has checked and priced yet."""
+
+    job_id: UUID
+    service_id: UUID
+    model: str
+    input: Mapping[str, Any]
+
+
+_WAITING = text("""
+    SELECT id, service_id, model, input FROM jobs
+    WHERE state = 'queued' AND NOT admitted AND due_at <= statement_timestamp()
+    ORDER BY due_at LIMIT :at_most
+""")
+
+_LOCK = text("""
+    SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'queued' AND NOT admitted
+    ORDER BY id FOR UPDATE SKIP LOCKED
+""")
+
+_ADMIT = text("""
+    UPDATE jobs j SET admitted = true, price = n.usd, reserved = coalesce(n.usd, 0)
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:prices AS numeric[])) AS n(id, usd) WHERE j.id = n.id
+""")
+
+
+def waiting(tx: Connection, *, at_most: int) -> list[Applicant]:
+    """Those whose time has come, the longest waiting first."""
+    return [Applicant(*row) for row in tx.execute(_WAITING, {"at_most": at_most})]
+
+
+def lock(tx: Connection, applicants: Sequence[Applicant]) -> list[Applicant]:
+    """Those of *applicants* that still wait, and that nobody else is just admitting, in the same order."""
+    tx.execute(text("LOCK TABLE jobs IN ROW EXCLUSIVE MODE"))  # before any budget is read, see `budgets`
+    ids = set(tx.execute(_LOCK, {"ids": [str(one.job_id) for one in applicants]}).scalars())
+    return [one for one in applicants if one.job_id in ids]
+
+
+def admit(tx: Connection, prices: Sequence[tuple[UUID, Decimal | None]]) -> None:
+    """From now on these locked jobs may be claimed; each costs so many USD, or nobody knows."""
+    if prices:
+        tx.execute(_ADMIT, {"ids": [str(job_id) for job_id, _ in prices], "prices": [usd for _, usd in prices]})
+
+
+def postpone(tx: Connection, job_ids: Sequence[UUID], wait_s: float) -> None:
+    """Look at these locked jobs again in *wait_s* seconds; others are not to wait behind them."""
+    statement = text("""
+        UPDATE jobs SET due_at = clock_timestamp() + make_interval(secs => :wait_s)
+        WHERE id = ANY(CAST(:ids AS uuid[]))
+    """)
+    if job_ids:
+        tx.execute(statement, {"ids": [str(job_id) for job_id in job_ids], "wait_s": wait_s})
