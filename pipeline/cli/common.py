@@ -1,0 +1,90 @@
+"""What the commands share: where they print, whom they act for, how they read their arguments."""
+
+import json
+import sys
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from pipeline import telemetry
+from pipeline.errors import InvalidInput, UnknownJob
+from pipeline.runtime import Runtime, from_environment
+from pipeline.store import reading
+from pipeline.store import services as registry
+
+WIDE = 10_000
+"""Columns of what is no terminal: a pipe or a file gets every line whole."""
+
+out = Console(width=None if sys.stdout.isatty() else WIDE)
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, one JSON value on stdout.")]
+
+
+def runtime(name: str = "cli") -> Runtime:
+    """Equip this process; only errors are logged, unless it is to work."""
+    rt = from_environment(name, pool_size=4)
+    telemetry.configure(rt.settings.log_level if name == "sweep" else "error")
+    return rt
+
+
+def service_named(rt: Runtime, name: str) -> registry.Service:
+    """The named service; `operator`, the command line's own, is made when first needed, its key never shown."""
+    with rt.db.transaction() as tx:
+        found = registry.by_name(tx, service_name(name))
+        if found is None and name == "operator":
+            registry.create(tx, name, operator=True)
+            found = registry.by_name(tx, name)
+    if found is None:
+        raise InvalidInput(f"There is no service named {name}; `pipeline services create {name}` adds it.")
+    return found
+
+
+def service_name(name: str) -> str:
+    """*name*, if a service may be called so; else InvalidInput."""
+    if not registry.NAME.fullmatch(name):
+        raise InvalidInput("A service's name has up to 63 lower-case letters, digits, '_', '.' or '-'.")
+    return name
+
+
+def job_id_of(text: str) -> UUID:
+    """The id that *text* spells; else InvalidInput."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidInput(f"{text!r} is not a job's id.") from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object in *text*; else InvalidInput."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{text!r} is not a JSON object.")
+    return value
+
+
+def job_row(rt: Runtime, job_id: UUID) -> Any:
+    """A job as it is now; else UnknownJob."""
+    with rt.db.transaction() as tx:
+        row = reading.job(tx, job_id)
+    if row is None:
+        raise UnknownJob(f"There is no job {job_id}.")
+    return row
+
+
+def folding_table(title: str, *names: str) -> Table:
+    """Make a table that breaks long words instead of cutting them off."""
+    return Table(*(Column(name, overflow="fold") for name in names), title=title, title_justify="left")
+
+
+def plain(value: object) -> Text:
+    """A text as it is: what a stranger wrote is no markup of ours, and no control code of the terminal's."""
+    text = "" if value is None else str(value)
+    return Text("".join(char if char.isprintable() else "\ufffd" for char in text))

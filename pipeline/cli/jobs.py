@@ -1,0 +1,207 @@
+"""Jobs: hand in, list, show, decide."""
+
+import json
+import time
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import views
+from pipeline.cli.common import (
+    AsJson,
+    err,
+    folding_table,
+    job_id_of,
+    job_row,
+    json_object,
+    out,
+    plain,
+    runtime,
+    service_named,
+)
+from pipeline.jobs import FINAL, State
+from pipeline.runtime import Runtime
+from pipeline.store import reading
+
+COLUMNS = ("job", "state", "settled by", "service", "model", "created", "took", "result")
+SPARED = ("created", "service", "model", "settled by", "took", "result", "state")
+"""Which of them a narrow terminal goes without, in this order."""
+
+BORDERS = 3  # of each column, and one more of the table
+RESULT_ROOM = 15  # less of a result says nothing
+ID_WIDTH = 36 + BORDERS + 1
+
+ENDED = FINAL | {State.EXPIRED}
+
+
+def enqueue(
+    prompt: Annotated[str, typer.Argument(help="What to generate.")],
+    *,
+    service: Annotated[str, typer.Option(help="On whose behalf.")] = "operator",
+    model: Annotated[str | None, typer.Option(help="DEFAULT_MODEL unless given.")] = None,
+    options: Annotated[str, typer.Option("--input", help="More of the model's input, as a JSON object.")] = "{}",
+    priority: Annotated[int, typer.Option(min=-10, max=10)] = 0,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key is the same job.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="So many jobs of the same prompt.")] = 1,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until all have ended; exit status 1 unless completed.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hand in a job."""
+    from pipeline.lifecycle.accept import accept, check  # noqa: PLC0415 - spares the other commands its imports
+
+    rt = runtime()
+    caller = service_named(rt, service)
+    request = check(
+        {"input": {**json_object(options), "prompt": prompt}, "priority": priority}
+        | ({"model": model} if model else {}),
+        default_model=rt.settings.default_model,
+    )
+    ids = [accept(rt, caller, request, key=key and (key if count == 1 else f"{key}-{n}"))[0] for n in range(count)]
+    if not as_json:
+        err.print(f"accepted [bold]{len(ids)}[/bold] job{'s' if len(ids) > 1 else ''}")
+    ended = _wait(rt, ids) if wait else True
+    _show_jobs([job_row(rt, job_id) for job_id in ids], as_json=as_json)
+    time.sleep(0.1)  # the nudge leaves from a daemon thread
+    if not ended:
+        raise typer.Exit(1)
+
+
+def jobs(
+    *,
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    needs_decision: Annotated[bool, typer.Option("--needs-decision", help="Only those held for a person.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest jobs."""
+    rt = runtime()
+    with rt.db.transaction() as tx:
+        rows = reading.jobs(tx, state=state, held=needs_decision, limit=limit)
+    _show_jobs(rows, as_json=as_json)
+
+
+def show(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: AsJson = False) -> None:
+    """Show one job: its attempts, and what happened to it in order."""
+    rt = runtime()
+    job_id = job_id_of(job)
+    row = job_row(rt, job_id)
+    with rt.db.transaction() as tx:
+        attempts, events = reading.attempts(tx, job_id), reading.events(tx, job_id)
+    if as_json:
+        whole = views.job(row) | {
+            "attempts": [views.attempt(attempt) for attempt in attempts],
+            "events": [views.event(event) for event in events],
+        }
+        print(json.dumps(whole))
+        return
+    for name, value in views.job(row).items():
+        if value not in (None, {}, []):
+            shown = json.dumps(value) if isinstance(value, dict | list) else value
+            out.print(Text(f"{name:>18}  ", "dim").append(plain(shown)))
+    table = folding_table("attempts", "#", "started", "ended", "outcome", "prediction", "HTTP", "said")
+    for attempt in map(views.attempt, attempts):
+        table.add_row(*map(plain, attempt.values()))
+    out.print(table)
+    table = folding_table("events", "#", "at", "what", "")
+    for event in map(views.event, events):
+        data = ", ".join(f"{name}={value}" for name, value in event["data"].items())
+        table.add_row(*map(plain, (event["seq"], event["at"], event["kind"], data)))
+    out.print(table)
+
+
+def decide(
+    job: Annotated[str, typer.Argument(help="The id of a job whose paid request is in doubt.")],
+    *,
+    adopt: Annotated[str | None, typer.Option(metavar="ID", help="This task of the provider's is its own.")] = None,
+    resubmit: Annotated[bool, typer.Option("--resubmit", help="Submit it again: it may be paid for twice.")] = False,
+    give_up: Annotated[bool, typer.Option("--give-up", help="Let it fail.")] = False,
+) -> None:
+    """Say what became of a job that nothing could prove (`pipeline jobs --needs-decision` lists them)."""
+    from pipeline.lifecycle import decide as decisions  # noqa: PLC0415
+
+    if [adopt is not None, resubmit, give_up].count(True) != 1:
+        raise typer.BadParameter("choose one of --adopt ID, --resubmit and --give-up")
+    rt, job_id = runtime(), job_id_of(job)
+    job_row(rt, job_id)
+    if adopt is not None:
+        decisions.adopt(rt, job_id, adopt)
+    elif resubmit:
+        decisions.resubmit(rt, job_id)
+    else:
+        decisions.give_up(rt, job_id)
+    err.print(f"the job is {job_row(rt, job_id).state} now")
+
+
+def _wait(rt: Runtime, ids: list[UUID]) -> bool:
+    """Show progress until every job has ended. True when all are completed."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+    )
+    with bar:
+        task = bar.add_task("waiting", total=len(ids))
+        while True:
+            with rt.db.transaction() as tx:
+                now = reading.states(tx, ids)
+            ended = [state for state in now.values() if state in ENDED]
+            tally = ", ".join(f"{list(now.values()).count(state)} {state}" for state in sorted(set(now.values())))
+            bar.update(task, completed=len(ended), description=tally)
+            if len(ended) == len(ids):
+                return set(ended) == {State.COMPLETED}
+            time.sleep(0.2)
+
+
+def _show_jobs(rows: Any, *, as_json: bool) -> None:
+    found = [views.job(row) for row in rows]
+    if as_json:
+        print(json.dumps(found))
+        return
+    lines = [_line(job) for job in found]
+    widths = {name: max([len(name), *(line[name].cell_len for line in lines)]) for name in COLUMNS}
+    shown, result = _fitting(widths, out.width)
+    table = Table()
+    for name in shown:
+        table.add_column(name, no_wrap=True, max_width=result if name == "result" else None)
+    for line in lines:
+        failed = line["state"].plain == State.FAILED
+        table.add_row(*(line[name] for name in shown), style="red" if failed else None)
+    out.width = max(out.width, ID_WIDTH)  # an id is shown whole however narrow the terminal is
+    out.print(table)
+
+
+def _line(job: dict[str, Any]) -> dict[str, Text]:
+    took = job["timings"]["total_ms"]
+    result = job["error"]["message"] if job["error"] else ", ".join(str(one["url"]) for one in job["outputs"])
+    cells = (
+        job["id"],
+        job["state"],
+        job["settled_by"],
+        job["service"],
+        job["model"],
+        job["created_at"][:19],
+        None if took is None else f"{took / 1000:.1f} s",
+        result,
+    )
+    return dict(zip(COLUMNS, map(plain, cells), strict=True))
+
+
+def _fitting(widths: dict[str, int], room: int) -> tuple[list[str], int]:
+    """Choose the columns that fit into *room* with the ids whole, and how much of the result is shown."""
+    shown = list(COLUMNS)
+    least = widths | {"result": min(widths["result"], RESULT_ROOM)}
+    for name in SPARED:
+        if sum(least[each] + BORDERS for each in shown) < room:
+            break
+        shown.remove(name)
+    others = sum(widths[each] + BORDERS for each in shown if each != "result")
+    return shown, max(1, room - others - BORDERS - 1)
