@@ -31,7 +31,7 @@ from pipeline.errors import (
     Throttled,
     Transient,
 )
-from pipeline.predictions import Prediction, Status, Unreadable, cut, parse, storable, task_id
+from pipeline.predictions import Prediction, Status, Unreadable, cut, parse, parse_time, storable, task_id
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3600.0
@@ -65,6 +65,19 @@ class Page:
     items: tuple[Prediction, ...]
     count: int  # as sent, unreadable ones too: fewer than asked for means the last page
     server_time: datetime | None  # the provider's clock, to the second
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """One line of the account's bill: a task charged, or its charge refunded."""
+
+    id: str
+    prediction_id: str
+    model: str | None
+    usd: Decimal
+    refund: bool
+    key_id: str | None  # of the API key that made the task
+    created_at: datetime | None
 
 
 class WaveSpeed:
@@ -165,6 +178,27 @@ class WaveSpeed:
             return None
         found = (_usd(data.get(name)) for name in ("discounted_price", "price", "unit_price"))
         return next((usd for usd in found if usd is not None), None)
+
+    async def bills(self, start: datetime, end: datetime, *, page: int = 1, page_size: int = 100) -> tuple[Bill, ...]:
+        """
+        One page of what the account was billed for tasks between two moments; fewer than asked for is the last.
+
+        Raises:
+            Transient: Also when a line cannot be read: a bill with holes would accuse the innocent.
+
+        Source: https://wavespeed.ai/docs/docs-common-api/check-billings
+        """
+        payload = {
+            "page": page,
+            "page_size": page_size,
+            "start_time": str(round(start.timestamp() * 1000)),
+            "end_time": str(round(end.timestamp() * 1000)),
+        }
+        answer = await self._call("POST", "/billings/search", payload=payload)
+        items = answer.data.get("items") if isinstance(answer.data, dict) else None
+        if not isinstance(items, list):
+            raise Transient("The answer to the bill has no items.", http_status=answer.status)
+        return tuple(_bill(item) for item in items)
 
     async def webhook_secret(self) -> str:
         """The secret that callbacks are signed with; some deployments answer without the envelope."""
@@ -335,6 +369,29 @@ def _readable(items: Sequence[object]) -> list[Prediction]:
         except Unreadable:
             continue
     return found
+
+
+def _bill(item: object) -> Bill:
+    line: dict[str, Any] = item if isinstance(item, dict) else {}
+    of = line.get("prediction")
+    prediction: dict[str, Any] = of if isinstance(of, dict) else {}
+    price = line.get("price")
+    usd = _usd(abs(price) if isinstance(price, int | float) else None)  # a refund may be written as a negative one
+    if usd is None or not _text(line.get("uuid")):
+        raise Transient("A line of the bill has no id or no price.")
+    return Bill(
+        id=line["uuid"],
+        prediction_id=_text(prediction.get("uuid")) or "",  # a top-up has none
+        model=_text(prediction.get("model_uuid")),
+        usd=usd,
+        refund="refund" in str(line.get("billing_type")),
+        key_id=_text(line.get("access_key_id")),
+        created_at=parse_time(line.get("created_at")),
+    )
+
+
+def _text(value: object) -> str | None:
+    return storable(value) if isinstance(value, str) and value else None
 
 
 def _usd(value: object) -> Decimal | None:

@@ -382,3 +382,49 @@ def test_a_port_the_sandbox_cannot_have_is_said_in_a_line(number: str) -> None:
 def test_a_fault_that_does_not_exist_is_refused(faults: str) -> None:
     """A test that believes in a fault it mistyped proves nothing."""
     refusal(run_in({}, "sandbox", "--port", "0", "--faults", faults))
+
+
+def test_budgets_and_prices_are_set_and_shown(run: Run, rt: Runtime, caller: Caller) -> None:
+    """In dollars; what is wrong is said, and nothing is changed by half."""
+    assert run("budgets", "set", "--service", caller.service.name, "--daily", "0.3", "--monthly", "5").returncode == 0
+    assert run("budgets", "set", "--daily", "1").returncode == 0
+    assert run("models", "price", "openai/dall-e-2", "0.2").returncode == 0
+    queued(rt, caller.service)
+
+    shown = json.loads(run("budgets", "list", "--json").stdout)
+    assert {(one["service"], one["period"]): (one["limit_usd"], one["left_usd"]) for one in shown} == {
+        (None, "day"): (1.0, 0.8),
+        ("shop", "day"): (0.3, 0.1),
+        ("shop", "month"): (5.0, 4.8),
+    }
+    assert "0.20" in run("models", "list").stdout
+    wrong = run("budgets", "set", "--daily", "2", "--monthly", "much")
+    assert (wrong.returncode, "'much' is not an amount" in wrong.stderr) == (1, True)
+    assert run("budgets", "set", "--daily", "none").returncode == 0
+    assert {one["service"] for one in json.loads(run("budgets", "list", "--json").stdout)} == {"shop"}
+    assert run("models", "price", "openai/dall-e-2", "ask").returncode == 0
+    assert json.loads(run("models", "list", "--json").stdout) == []
+
+
+def test_reconcile_says_by_its_exit_status_whether_the_ledgers_agree(
+    run: Run, rt: Runtime, caller: Caller, sandbox: Sandbox
+) -> None:
+    """A nightly job calls it: 0 they agree, 1 they differ, 2 nobody knows."""
+    assert run("reconcile").returncode == 0
+    job = processing(rt, caller.service)
+    execute(
+        rt,
+        "UPDATE jobs SET state = 'completed', outputs = '[]', due_at = NULL, finished_at = now(), reserved = 0;"
+        "UPDATE attempts SET started_at = started_at - interval '1 hour'",
+    )
+    differ = run("reconcile", "--json")
+    assert differ.returncode == 1
+    (one,) = json.loads(differ.stdout)["differences"]
+    assert (one["kind"], one["job_ids"]) == ("never_charged", [str(job.job_id)])
+    table = run("reconcile")
+    assert str(job.job_id) in table.stdout
+    assert "the ledgers differ" in table.stderr
+    sandbox.faults(revoked=True)
+    unread = run("reconcile")
+    assert unread.returncode == 2
+    assert "cannot be read" in unread.stderr

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from pipeline.cli import jobs, processes
+from pipeline.cli import jobs, money, processes
 from pipeline.cli.services import services
 from pipeline.embedded.demo import demo
 from pipeline.embedded.dev import dev
@@ -25,12 +25,15 @@ for command in (
     jobs.jobs,
     jobs.show,
     jobs.decide,
+    money.reconcile,
     processes.migrate,
     processes.sweep,
     processes.sandbox,
 ):
     cli.command()(command)
 cli.add_typer(services, name="services")
+cli.add_typer(money.budgets, name="budgets")
+cli.add_typer(money.models, name="models")
 
 
 def main() -> None:

@@ -181,9 +181,8 @@ def short_of(purse: Purse, usd: Decimal) -> str:
     costs = f"The job costs {usd.normalize():f} USD"
     if purse.scope == budgets.ACCOUNT:
         return f"{costs}, more than is left of this {purse.period}'s budget of the account."
-    left = max(purse.limit_usd - purse.spent - purse.reserved, Decimal())
     limit = f"this {purse.period}'s budget of {purse.limit_usd.normalize():f} USD"
-    return f"{costs}, and {left.normalize():f} are left of {limit}."
+    return f"{costs}, and {purse.left.normalize():f} are left of {limit}."
 
 
 def _fingerprint(request: JobRequest) -> bytes:

@@ -109,6 +109,7 @@ class Provider:
         own_faults: Mapping[str, object],
         faults: Faults,
         fate: Fate,
+        key_id: str,
     ) -> Task:
         """
         Accept, charge and start a task.
@@ -133,6 +134,7 @@ class Provider:
             fate=fate,
             own_faults=own_faults,
             first_status=faults.first_status,
+            key_id=key_id,
         )
         task.finished = asyncio.Event() if task.is_sync else None
         task.announced = asyncio.Event() if fate.webhook_early else None

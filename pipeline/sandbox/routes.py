@@ -194,7 +194,7 @@ def _billing(task: Task, *, refund: bool) -> dict[str, object]:
         "price": task.price,
         "created_at": at,
         "updated_at": at,
-        "access_key_id": "sandbox",
+        "access_key_id": task.key_id,
         "access_key_name": "sandbox",
         "order": {"uuid": task.id, "state": state, "price": task.price, "origin_price": task.price},
         "prediction": {"uuid": task.id, "model_uuid": task.model.id, "status": task.status},

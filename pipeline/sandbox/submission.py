@@ -1,6 +1,7 @@
 """The submit: what is refused, what is created, and what the caller gets to hear of it."""
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +46,16 @@ class Submission:
         _refuse_by_fault(request, faults, fate, model_id)
         webhook = request.query.get("webhook") or None
         model = _check(model_id, given, webhook, faults)
+        key = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         task = self._provider.create(
-            model, given, base=self._base(request), webhook=webhook, own_faults=own, faults=faults, fate=fate
+            model,
+            given,
+            base=self._base(request),
+            webhook=webhook,
+            own_faults=own,
+            faults=faults,
+            fate=fate,
+            key_id=hashlib.sha256(key).hexdigest()[:16],
         )
         return await _first_answer(request, task, faults)
 

@@ -30,6 +30,7 @@ class Task:
     fate: Fate
     own_faults: Mapping[str, object]  # from its prompt; they outlive changes of the dial
     first_status: str
+    key_id: str  # of the API key that asked for it
     status: str = "created"
     code: int = 0
     error: str = ""

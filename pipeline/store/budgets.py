@@ -68,6 +68,11 @@ class Purse:
     spent: Decimal
     since: date
 
+    @property
+    def left(self) -> Decimal:
+        """What may still be reserved."""
+        return max(self.limit_usd - self.spent - self.reserved, Decimal())
+
     def covers(self, usd: Decimal) -> bool:
         """Whether so much more may be reserved."""
         return self.spent + self.reserved + usd <= self.limit_usd

@@ -1,0 +1,218 @@
+"""Money: prices, budgets, and our ledger against the provider's bill."""
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.cli.common import AsJson, err, folding_table, out, plain, runtime, service_named
+from pipeline.errors import InvalidInput, ProviderError
+from pipeline.lifecycle.audit import Comparison, audit
+from pipeline.models import name_problem
+from pipeline.runtime import Runtime
+from pipeline.store import budgets as store
+from pipeline.store import prices as price_list
+from pipeline.store import services as registry
+from pipeline.store.budgets import ACCOUNT, Period
+
+models = typer.Typer(help="The models, and what they cost.", no_args_is_help=True)
+budgets = typer.Typer(help="What may be spent in a day or a month (of UTC).", no_args_is_help=True)
+
+UNREAD = 2
+"""The exit status when the bill cannot be read, so that nothing can be said."""
+
+Service = Annotated[str | None, typer.Option(help="Of this service; of all together unless given.")]
+
+
+@models.command("list")
+def list_models(*, as_json: AsJson = False) -> None:
+    """List the prices that are known: the provider's are asked for when a job needs them."""
+    rt = runtime()
+    with rt.db.transaction() as tx:
+        rows = price_list.everything(tx)
+    if as_json:
+        print(json.dumps([_price_view(*row) for row in rows]))
+        return
+    table = Table("model", "USD", "said by", "at")
+    for model, by_hand, usd, at in rows:
+        said = "you" if by_hand else "the provider"
+        table.add_row(plain(model), "none" if usd is None else _usd(usd), said, f"{at:%Y-%m-%d %H:%M}")
+    out.print(table)
+
+
+@models.command("price")
+def set_price(
+    model: Annotated[str, typer.Argument(help="Such as openai/dall-e-2.")],
+    usd: Annotated[str, typer.Argument(help="US dollars a job; 'ask' asks the provider again.")],
+) -> None:
+    """Set what a job of a model costs, whatever its inputs: for a model that the provider names no price for."""
+    if problem := name_problem(model):
+        raise InvalidInput(f"model: {problem}")
+    amount = None if usd == "ask" else _amount(usd)
+    rt = runtime()
+    with rt.db.transaction() as tx:
+        if amount is not None:
+            price_list.set_by_hand(tx, model, amount)
+        elif not price_list.forget(tx, model):
+            raise InvalidInput(f"Nothing is known of the model {model}.")
+
+
+@budgets.command("set")
+def set_budget(
+    *,
+    service: Service = None,
+    daily: Annotated[str | None, typer.Option(metavar="USD", help="A day's limit; 'none' ends it.")] = None,
+    monthly: Annotated[str | None, typer.Option(metavar="USD", help="A month's limit; 'none' ends it.")] = None,
+) -> None:
+    """
+    Limit what may be spent. A job that a budget does not cover is refused before anything is paid.
+
+    What is reserved or was spent in this period already counts.
+    """
+    wanted: dict[Period, str] = {}
+    if daily is not None:
+        wanted["day"] = daily
+    if monthly is not None:
+        wanted["month"] = monthly
+    if not wanted:
+        raise typer.BadParameter("say --daily USD, --monthly USD, or both")
+    limits = {period: None if limit == "none" else _amount(limit) for period, limit in wanted.items()}
+    rt = runtime()
+    scope = str(service_named(rt, service).id) if service else ACCOUNT
+    for period, limit in limits.items():
+        _limit(rt, scope, period, limit)
+
+
+@budgets.command("list")
+def list_budgets(*, as_json: AsJson = False) -> None:
+    """List the budgets: what is spent, reserved for jobs that have not ended, and left."""
+    rt = runtime()
+    with rt.db.transaction() as tx:
+        purses = store.everything(tx)
+        names = {str(one.id): one.name for one in registry.everyone(tx)}
+    rows = [(None if one.scope == ACCOUNT else names.get(one.scope, one.scope), one) for one in purses]
+    if as_json:
+        found = [
+            {"service": name, "period": one.period, "since": one.since.isoformat(), "limit_usd": float(one.limit_usd)}
+            | {"spent_usd": float(one.spent), "reserved_usd": float(one.reserved), "left_usd": float(one.left)}
+            for name, one in rows
+        ]
+        print(json.dumps(found))
+        return
+    table = Table("service", "period", "since", "limit", "spent", "reserved", "left")
+    for name, one in rows:
+        amounts = map(_usd, (one.limit_usd, one.spent, one.reserved, one.left))
+        table.add_row(name or "all together", one.period, one.since.isoformat(), *amounts)
+    out.print(table)
+
+
+def reconcile(
+    *,
+    hours: Annotated[float, typer.Option(min=0.01, max=31 * 24, help="So far back from --until.")] = 24.0,
+    until: Annotated[datetime | None, typer.Option(help="In UTC; now unless given.")] = None,
+    grace_s: Annotated[
+        float, typer.Option(min=0, max=86_400, help="How long a charge may take to show in the bill.")
+    ] = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Compare our ledger with the provider's bill: charged twice, charged and unknown to us, ours and never charged.
+
+    Exit status: 0 they agree, 1 they differ, 2 the bill cannot be read.
+    """
+    end = until.replace(tzinfo=UTC) if until else datetime.now(UTC)
+    rt = runtime()
+    try:
+        with err.status("reading the bill") as status:
+            found = audit(
+                rt,
+                end - timedelta(hours=hours),
+                end,
+                grace=timedelta(seconds=grace_s),
+                progress=lambda lines: status.update(f"reading the bill: {lines} lines"),
+            )
+    except ProviderError as error:
+        err.print(plain(f"pipeline: the bill cannot be read: {error.detail}"))
+        raise typer.Exit(UNREAD) from None
+    if as_json:
+        print(json.dumps(_comparison_view(found)))
+    else:
+        _show(found)
+    if not found.agrees:
+        raise typer.Exit(1)
+
+
+def _show(found: Comparison) -> None:
+    err.print(f"{found.tasks} tasks were billed from {found.since:%Y-%m-%d %H:%M} to {found.until:%Y-%m-%d %H:%M} UTC,")
+    err.print(f"{_usd(found.usd)} USD, of which somebody else made {found.others} for {_usd(found.others_usd)} USD")
+    if found.differences:
+        table = folding_table("differences", "what", "job", "task", "model", "USD", "at")
+        for one in found.differences:
+            jobs = "\n".join(map(str, one.job_ids)) or "?"
+            at = f"{one.at:%Y-%m-%d %H:%M:%S}" if one.at else ""
+            cells = (one.kind.replace("_", " "), jobs, "\n".join(one.prediction_ids), one.model, _usd(one.usd), at)
+            table.add_row(*map(_lines, cells))
+        out.print(table)
+    err.print("the ledgers agree" if found.agrees else "the ledgers differ")
+
+
+def _comparison_view(found: Comparison) -> dict[str, Any]:
+    return {
+        "since": found.since.isoformat(),
+        "until": found.until.isoformat(),
+        "tasks": found.tasks,
+        "usd": float(found.usd),
+        "others": {"tasks": found.others, "usd": float(found.others_usd)},
+        "agrees": found.agrees,
+        "differences": [
+            {
+                "kind": one.kind,
+                "job_ids": [str(job_id) for job_id in one.job_ids],
+                "prediction_ids": list(one.prediction_ids),
+                "model": one.model,
+                "usd": float(one.usd),
+                "at": one.at and one.at.isoformat(),
+            }
+            for one in found.differences
+        ],
+    }
+
+
+def _price_view(model: str, by_hand: bool, usd: Decimal | None, at: datetime) -> dict[str, Any]:
+    return {
+        "model": model,
+        "usd": None if usd is None else float(usd),
+        "said_by": "operator" if by_hand else "provider",
+        "at": at.isoformat(),
+    }
+
+
+def _limit(rt: Runtime, scope: str, period: Period, limit: Decimal | None) -> None:
+    if limit is None:
+        with rt.db.transaction() as tx:
+            store.close(tx, scope, period)
+        return
+    with rt.db.transaction() as tx:
+        opened = store.open_(tx, scope, period, limit)
+    if opened:
+        with rt.db.transaction() as tx:
+            store.catch_up(tx, scope, period, opened)
+
+
+def _amount(text: str) -> Decimal:
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text, re.ASCII):
+        raise InvalidInput(f"{text!r} is not an amount in US dollars, such as 0.12.")
+    return Decimal(text)
+
+
+def _usd(amount: Decimal) -> str:
+    return f"{amount:.2f}" if amount == round(amount, 2) else f"{amount.normalize():f}"
+
+
+def _lines(value: object) -> Text:
+    return Text("\n").join(map(plain, str(value or "").split("\n")))
