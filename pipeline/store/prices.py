@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
 from sqlalchemy import Connection, delete, select, text
 from sqlalchemy.dialects.postgresql import insert
@@ -68,5 +67,6 @@ def forget(tx: Connection, model: str) -> bool:
 
 def everything(tx: Connection) -> list[tuple[str, bool, Decimal | None, datetime]]:
     """All that is known: model, whether a person set it, USD, and when."""
-    rows: Sequence[Any] = tx.execute(select(PriceRow).order_by(PriceRow.model, PriceRow.key)).scalars().all()
+    query = select(PriceRow.model, PriceRow.key, PriceRow.usd, PriceRow.fetched_at)
+    rows = tx.execute(query.order_by(PriceRow.model, PriceRow.key))
     return [(row.model, row.key == prices.BY_HAND, row.usd, row.fetched_at) for row in rows]
