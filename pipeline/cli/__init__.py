@@ -5,6 +5,7 @@ import sys
 import typer
 
 from pipeline.cli import jobs, money, processes
+from pipeline.cli.doctor import doctor
 from pipeline.cli.services import services
 from pipeline.embedded.demo import demo
 from pipeline.embedded.dev import dev
@@ -21,6 +22,7 @@ cli = typer.Typer(
 for command in (
     demo,
     dev,
+    doctor,
     jobs.enqueue,
     jobs.jobs,
     jobs.show,

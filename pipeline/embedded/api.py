@@ -8,7 +8,9 @@ from typing import Any
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the user's knows no loopback
 
 
-def call(method: str, url: str, body: object = None, *, key: str = "", timeout_s: float = 10.0) -> tuple[int, Any]:
+def call(
+    method: str, url: str, body: object = None, *, key: str = "", idempotency_key: str = "", timeout_s: float = 10.0
+) -> tuple[int, Any]:
     """
     Make one request, and give the answer's status and its JSON (None when it is none).
 
@@ -18,6 +20,8 @@ def call(method: str, url: str, body: object = None, *, key: str = "", timeout_s
     headers = {"Accept": "application/json", "Content-Type": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
+    if idempotency_key:
+        headers["Idempotency-Key"] = idempotency_key
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310  # our own addresses
     try:

@@ -19,7 +19,7 @@ from pipeline.embedded.files import write
 from pipeline.embedded.logs import Logs
 from pipeline.embedded.memory import Memory
 from pipeline.embedded.processes import Program, StackError
-from pipeline.embedded.supervisor import StopSignals, Supervisor, clear
+from pipeline.embedded.supervisor import Ending, StopSignals, Supervisor, clear
 from pipeline.errors import ConfigError
 
 GROUPS = ("web", "worker", "beat", "postgres", "valkey", "sandbox")
@@ -38,6 +38,9 @@ class Options:
     without: tuple[str, ...] = ()  # lines of the Procfile to leave out
     defaults: Mapping[str, str] = field(default_factory=dict)  # more variables, unless the user has set them
     follow: bool = True  # show the programs' logs on stderr
+    imitation: bool = False  # never the real service, whatever key the user's environment has
+    broker_url: str | None = None  # a broker that runs already, instead of a Valkey of the stack's own
+    worker_options: str = ""  # put behind the Procfile's worker line: of an option given twice, Celery takes the last
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,15 @@ class Stack:
 
     def __init__(self, options: Options, signals: StopSignals, cleanup: contextlib.ExitStack) -> None:
         own = environment.users_own()
+        if options.imitation:
+            own.pop("WAVESPEED_API_KEY", None)
         self.real = environment.real_service(own)
         self.lines = procfile.read()
         self._release = self.lines.pop("release")
         for name in options.without:
             self.lines.pop(name, None)
+        if "worker" in self.lines:
+            self.lines["worker"] += f" {options.worker_options}".rstrip()
         self._options = options
         self._cleanup = cleanup
         self._directory = cleanup.enter_context(_claimed(options.data))
@@ -96,6 +103,7 @@ class Stack:
         self._memory = Memory.of(self._directory)
         self._watch = Supervisor(self._directory, self.logs, signals, GROUPS)
         self.wait = self._watch.wait  # how its owner passes the time, and keeps it running
+        self.processes = self._watch.pids
 
         web_port = self._port("web", options.port, 8000)
         self._sandbox_port = 0 if self.real else self._port("sandbox", options.sandbox_port, 8787)
@@ -107,14 +115,18 @@ class Stack:
                 durable=options.data is not None,
             )
         )
-        self._valkey = cleanup.enter_context(
-            valkey.server(self._directory / "valkey", self._port("valkey"), log=self.logs.file("valkey"))
-        )
+        self._valkey = None
+        if options.broker_url is None:
+            place = self._directory / "valkey"
+            self._valkey = cleanup.enter_context(
+                valkey.server(place, self._port("valkey"), log=self.logs.file("valkey"))
+            )
+        self._broker_url = self._valkey.url if self._valkey else options.broker_url or ""
         self._url = f"http://127.0.0.1:{web_port}"
         self._sandbox_url = None if self.real else f"http://127.0.0.1:{self._sandbox_port}"
         self._chosen = environment.chosen(
             own,
-            environment.Places(self._url, self._postgres.url, self._valkey.url, self._sandbox_url),
+            environment.Places(self._url, self._postgres.url, self._broker_url, self._sandbox_url),
             public_url=options.public_url,
             mild=options.defaults,
         )
@@ -124,7 +136,7 @@ class Stack:
 
     def start_servers(self) -> None:
         """Start what the Procfile's programs need, and wait for it."""
-        servers = [self._postgres.program, self._valkey.program]
+        servers = [self._postgres.program, *([self._valkey.program] if self._valkey else [])]
         if not self.real:
             argv = (*OURSELVES, "sandbox", "--port", str(self._sandbox_port))
             servers.append(
@@ -142,10 +154,7 @@ class Stack:
     def start_programs(self) -> None:
         """Start the Procfile's programs, make a key meanwhile, and wait until the web server is ready."""
         self._cleanup.callback(self._watch.stop, tuple(self.lines))
-        for name, line in self.lines.items():
-            copies = self._options.workers if name == "worker" else 1
-            names = [name] if copies == 1 else [f"{name}.{number}" for number in range(1, copies + 1)]
-            self._watch.start(*(self._program(each, procfile.shell(line)) for each in names))
+        self.start_again()
         self._memory.api_key = self._memory.api_key or self._new_key()
         if "web" in self.lines:
             self._watch.until(lambda: api.answers(f"{self._url}/readyz"), "starting the web server")
@@ -160,11 +169,22 @@ class Stack:
             api_key=self._memory.api_key,
             sandbox_url=self._sandbox_url,
             database_url=self._postgres.url,
-            broker_url=self._valkey.url,
+            broker_url=self._broker_url,
             dashboard_password=self._memory.dashboard_password,
             data=str(self._directory),
             pids=self._watch.pids(),
         )
+
+    def stop_everyone(self, grace_s: float) -> Ending:
+        """SIGTERM to every process of the Procfile's programs at once, as on a dyno; they stay away."""
+        return self._watch.stop(tuple(self.lines), grace_s, everyone=True)
+
+    def start_again(self) -> None:
+        """Start the Procfile's programs; they may not be ready yet."""
+        for name, line in self.lines.items():
+            copies = self._options.workers if name == "worker" else 1
+            names = [name] if copies == 1 else [f"{name}.{number}" for number in range(1, copies + 1)]
+            self._watch.start(*(self._program(each, procfile.shell(line)) for each in names))
 
     def _program(
         self,

@@ -69,6 +69,15 @@ class StopSignals:
         self.now = self.now or moment - self._first > 1
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How programs left that were asked to: the seconds it took all, each one's exit status, and who was killed."""
+
+    seconds: float
+    statuses: Mapping[str, int]  # negative: the signal that ended it
+    killed: tuple[str, ...]
+
+
 @dataclass
 class _Post:
     """A program's place: who holds it now, and when the next may start."""
@@ -169,28 +178,38 @@ class Supervisor:
         self._record()
         return self._pids
 
-    def stop(self, groups: Iterable[str], grace_s: float = 25.0) -> None:
-        """Ask all programs of these groups to stop, at once; end those that have not within *grace_s* seconds."""
-        leaving = [post for post in self._posts.values() if post.group in groups]
-        for post in leaving:
-            if post.process:
-                post.process.look()
-                post.process.signal(post.program.stop_signal)
-        deadline = time.monotonic() + grace_s
-        while any(post.process and post.process.poll() is None for post in leaving):
-            if time.monotonic() > deadline or self._signals.now:
+    def stop(self, groups: Iterable[str], grace_s: float = 25.0, *, everyone: bool = False) -> Ending:
+        """
+        Ask all programs of these groups to stop, at once; end those that have not within *grace_s* seconds.
+
+        With *everyone* each of their processes is asked, pool children included, as platforms do that signal a whole
+        container; then, too, none of them may be left.
+        """
+        leaving = [(post, post.process) for post in self._posts.values() if post.group in groups and post.process]
+        asked = [(process, one) for _, process in leaving for one in process.look()]
+        began = time.monotonic()
+        for process, one in asked:
+            if everyone or one.pid == process.pid:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.send_signal(process.program.stop_signal)
+        while left := _left([process for _, process in leaving], everyone=everyone):
+            if time.monotonic() > began + grace_s or self._signals.now:
                 break
+            self._reap()
             self._logs.show()
             time.sleep(0.02)
-        for post in leaving:
-            if post.process:
-                if post.process.poll() is None:
-                    self._logs.say(f"{post.program.name} did not stop, killing it")
-                post.process.end()
+        seconds = time.monotonic() - began
+        for process in left:
+            self._logs.say(f"{process.program.name} did not stop, killing it")
+        for _, process in leaving:
+            process.end()
+        for post in [post for post in self._posts.values() if post.group in groups]:
             del self._posts[post.program.name]
         self._reap()
         self._record()
         self._logs.show()
+        statuses = {process.program.name: process.poll() or 0 for _, process in leaving}
+        return Ending(seconds, statuses, tuple(process.program.name for process in left))
 
     def _tend(self, post: _Post) -> None:
         hold = self._directory / "hold"
@@ -234,6 +253,14 @@ class Supervisor:
                     info := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 ) and info.si_pid not in ours:
                     os.waitpid(info.si_pid, 0)
+
+
+def _left(processes: Iterable[Process], *, everyone: bool) -> list[Process]:
+    """Find those that still run; with *everyone*, those of which any descendant does, newborn ones included."""
+    if not everyone:
+        return [process for process in processes if process.poll() is None]
+    kin = children_by_parent()
+    return [process for process in processes if process.look(kin)]
 
 
 def clear(directory: Path) -> None:
