@@ -16,6 +16,7 @@ def make_celery(broker_url: str) -> Celery:
         task_ignore_result=True,
         task_default_queue=QUEUE,
         task_acks_late=True,  # an enqueue is acknowledged once its row is committed
+        task_reject_on_worker_lost=True,  # a process that is killed takes no message with it
         worker_prefetch_multiplier=8,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

@@ -6,9 +6,6 @@ holds a pool slot for a moment only. Nothing here uses Celery's ETA, countdown, 
 """
 
 import logging
-import os
-import signal
-import threading
 import time
 from typing import Any
 
@@ -18,6 +15,7 @@ from celery.exceptions import Reject
 from pipeline import settings, telemetry
 from pipeline.broker import make_celery
 from pipeline.errors import ConfigError, PipelineError, Unavailable
+from pipeline.hosting import Host
 from pipeline.lifecycle.accept import accept, check
 from pipeline.runtime import Runtime
 from pipeline.store import services
@@ -33,28 +31,23 @@ except ConfigError as error:
     raise SystemExit(f"pipeline: {error.detail}") from None  # Celery would bury it under its own traceback
 celery = make_celery(_settings.broker_url)
 
-_workers: dict[int, Worker] = {}  # by process id: a fork inherits the entry, but not the threads
-_starting = threading.Lock()
-
 
 def worker() -> Worker:
-    """Return the worker of this process, built on first use, so that each forked child has its own."""
-    with _starting:
-        if os.getpid() not in _workers:
-            made = Worker(_runtime())
-            made.start()
-            _workers[os.getpid()] = made
-        return _workers[os.getpid()]
+    """Give the worker of this process."""
+    return _host.worker()
 
 
 def _runtime() -> Runtime:
     return Runtime(_settings, Database(_settings.database_url, name="worker"))
 
 
+_host = Host(lambda: Worker(_runtime()))
+
+
 @celery.task(name="pipeline.admit")
 def admit() -> None:
     """Check and price what was queued without that."""
-    worker().wake("admit")
+    _host.wake("admit")
 
 
 @celery.task(name="pipeline.submit")
@@ -132,37 +125,9 @@ def _without_contents(record: logging.LogRecord) -> bool:
 
 
 @signals.worker_init.connect
-def _start_with_the_process(sender: Any, **_: Any) -> None:
-    """Begin before the broker is reached: jobs are submitted even while it is away. Without a key, do not begin."""
+def _ask_for_the_key(**_: Any) -> None:
+    """Without one, do not begin."""
     try:
         _runtime().provider()
     except ConfigError as error:
         raise SystemExit(f"pipeline: {error.detail}") from None
-    if not any(name in str(sender.pool_cls) for name in ("prefork", "processes")):  # there, each child has its own
-        threading.Thread(target=worker, name="start", daemon=True).start()
-
-
-@signals.worker_process_init.connect
-def _start_in_the_child(**_: Any) -> None:
-    def stop(*_: Any) -> None:
-        _stop()
-        os._exit(0)  # the pool's own loop must not begin another task
-
-    signal.signal(signal.SIGTERM, stop)
-    threading.Thread(target=worker, name="start", daemon=True).start()
-
-
-@signals.worker_shutting_down.connect
-def _stop_beginning(**_: Any) -> None:
-    threading.Thread(target=_stop, name="stop", daemon=True).start()
-
-
-@signals.worker_shutdown.connect
-@signals.worker_process_shutdown.connect
-def _stop_for_good(**_: Any) -> None:
-    _stop()
-
-
-def _stop() -> None:
-    if mine := _workers.get(os.getpid()):
-        mine.stop()

@@ -33,6 +33,9 @@ UNSWEPT_S = 1.5 * SWEEP_S
 STOP_S = 18.0
 """How long answers are waited for at the end; the platform kills after 30 s."""
 
+CLAIM_S = 5.0
+"""How long a claim that is being made may take then; it is given back."""
+
 
 class Worker:
     """One process's duties. `wake` is what a nudge comes down to."""
@@ -69,7 +72,7 @@ class Worker:
         """
         if not self._say_alive(pause):
             return
-        for name, duty in self._duties.items():
+        for name, duty in self._duties.items():  # those of a worker stopped meanwhile end at once
             duty.start(look=name != "sweep")  # that is beat's, or the heartbeat's when there is none
         log.info("worker.started", worker_id=str(self.id))
 
@@ -120,18 +123,20 @@ class Worker:
             if self._stopped:
                 return
             self._stopped = True
+            end = time.monotonic() + wait_s
             for duty in self._duties.values():
                 duty.stop()
-            self._duties["submit"].join(5.0)
+            self._submitter.close()
+            self._duties["submit"].join(min(CLAIM_S, wait_s))
             try:
-                end = time.monotonic() + wait_s
-                self._submitter.stop(wait_s)
+                self._submitter.stop(end - time.monotonic())
                 self._poller.stop(end - time.monotonic())
                 self._heart.stop()
                 with self._heart_db.transaction() as tx:
                     workers.leave(tx, self.id)
             except Unavailable as error:
                 log.warning("worker.left_silently", why=error.detail)  # the sweep will find what it held
+            self._heart.stop()
             self._loop.run(self._provider.close())
             self._loop.stop()
             self._heart_db.close()

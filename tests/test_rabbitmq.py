@@ -24,6 +24,7 @@ from pipeline.sandbox import Sandbox
 from tests.conftest import Caller
 from tests.factories import scalar, state, until
 from tests.http import get, post
+from tests.test_drill import assert_harmless, drill
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.xdist_group("rabbitmq")]
 
@@ -156,3 +157,9 @@ def test_another_app_on_the_broker_enqueues_by_name(
 
     job_id = until(lambda: scalar(rt, "SELECT id FROM pipeline.jobs"))
     until(lambda: state(rt, job_id) == State.COMPLETED)
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_deployment_under_load_loses_nothing_and_pays_for_nothing_twice(pool: str, broker: Broker) -> None:
+    """Messages of processes that leave go back to their queue, whatever the broker is."""
+    assert_harmless(drill(pool, "--broker-url", broker.url))

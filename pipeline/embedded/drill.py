@@ -98,8 +98,8 @@ def run(plan: Plan, signals: StopSignals) -> Report:
         imitation=True,
         broker_url=plan.broker_url,
         worker_options=f"--pool {plan.pool}" + (" --concurrency 2" if plan.pool == "prefork" else ""),
-        # A quarter of the jobs at once, so that there is a backlog; and whoever hears nothing asks soon.
-        defaults={"MAX_IN_FLIGHT": str(max(8, plan.jobs // 4)), "POLL_AFTER_S": "5"},
+        # A third of the jobs at once, so that there is a backlog; and whoever hears nothing asks soon.
+        defaults={"MAX_IN_FLIGHT": str(max(8, plan.jobs // 3)), "POLL_AFTER_S": "5"},
     )
     with running(options, signals, say=_say) as stack:
         # Some callbacks come before the answer of their POST, some after it.

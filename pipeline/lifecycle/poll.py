@@ -71,7 +71,7 @@ class Poller:
         self._stopping = True
         with self._changed:
             self._changed.wait_for(lambda: self._under_way == 0, max(wait_s, 0.0))
-        self._answers.flush(3.0)
+        self._answers.flush(1.5)
 
     async def _ask(self, question: Question) -> None:
         answer: Prediction | ProviderError

@@ -39,6 +39,9 @@ BEGIN_WITHIN_S = 1.0
 WINDOW_SLACK_S = 0.1
 """How much longer than the provider's our window is: clocks tick differently, and its edge may belong to both."""
 
+LAST_WRITES_S = 1.5
+"""How long the answers that have come may take to be written when the process stops."""
+
 FIRST_LOOK_S = 2.0
 """How long a lost answer's callback may take before the provider's list is read."""
 
@@ -97,22 +100,26 @@ class Submitter:
             self._loop.spawn(self._post(start, begin_by))
         return 0.0 if claim.again else claim.wait_s
 
+    def close(self) -> None:
+        """Begin no more POSTs: what is being claimed at this moment is given back."""
+        self._stopping = True
+
     def stop(self, wait_s: float) -> None:
         """
         Begin no more POSTs, wait up to *wait_s* seconds for the answers, and give up the rest as `unknown`.
 
         Claims whose POST has not begun go back to the queue.
         """
-        self._stopping = True
+        self.close()
         with self._changed:
-            self._changed.wait_for(lambda: not self._under_way, wait_s)
+            self._changed.wait_for(lambda: not self._under_way, max(wait_s, 0.0))
             abandoned = list(self._under_way.values())
             self._under_way.clear()
         if abandoned:
             with self._rt.db.transaction() as tx:
                 record(tx, [_lost(start, "the process was stopped before the answer came") for start in abandoned])
             log.warning("submit.abandoned", count=len(abandoned))
-        self._answers.flush(3.0)
+        self._answers.flush(LAST_WRITES_S)
 
     async def _post(self, start: Start, begin_by: float) -> None:
         if self._stopping or time.monotonic() > begin_by:

@@ -1,0 +1,243 @@
+"""SIGTERM to every process at once, as platforms send it: what was begun is ended, and whatever is away, all leave."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+from celery import Celery
+from sqlalchemy import text
+
+from pipeline.broker import QUEUE
+from pipeline.embedded import procfile
+from pipeline.embedded import valkey as embedded_valkey
+from pipeline.embedded.processes import Process, Program, Server
+from pipeline.jobs import State
+from pipeline.runtime import Runtime
+from pipeline.sandbox import Sandbox
+from tests.conftest import Caller
+from tests.factories import happened, queued, scalar, state, until
+from tests.http import post
+from tests.test_submit import many, once_each, states
+from tests.test_worker import own_database
+
+pytestmark = pytest.mark.xdist_group("stopping")
+
+POOLS = {"threads": "--pool threads", "prefork": "--pool prefork --concurrency 2"}
+LEAVES_S = 25.0
+ALIVE = "SELECT count(*) FROM workers"
+LOCKED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+
+class Worker:
+    """The Procfile's worker line as processes."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    @property
+    def children(self) -> list[psutil.Process]:
+        """Its pool's processes."""
+        return [one for one in self.process.look() if one.pid != self.process.pid]
+
+    def sigterm(self) -> None:
+        """Ask each process to stop."""
+        for one in self.process.look():
+            one.send_signal(signal.SIGTERM)
+
+    def leaves(self) -> int | None:
+        """Its exit status; None when not all of it goes by itself before a platform would kill it."""
+        end = time.monotonic() + LEAVES_S
+        while self.process.look() and time.monotonic() < end:
+            time.sleep(0.05)
+        return None if self.process.look() else self.process.poll()
+
+
+@contextmanager
+def running(line: str, env: dict[str, str], folder: Path, options: str = "") -> Iterator[Worker]:
+    """Run a line of the Procfile; nothing of it is left."""
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+    program = Program(
+        name=line,
+        argv=procfile.shell(f"{procfile.read()[line]} {options}"),
+        log=folder / f"{line}.log",
+        cwd=procfile.PROCFILE.parent,
+        env={**os.environ, **env, "PATH": path},
+    )
+    process = Process(program)
+    try:
+        yield Worker(process)
+    finally:
+        process.end()
+
+
+@pytest.fixture
+def env(environ: dict[str, str], valkey: Server) -> dict[str, str]:
+    """Give the environment of the product, with an empty broker."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    return {**environ, "BROKER_URL": valkey.url}
+
+
+@pytest.fixture
+def send(env: dict[str, str]) -> Iterator[Callable[..., Any]]:
+    """Give another app on the broker: `send("pipeline.enqueue", service="shop", …)`."""
+    app = Celery("shop", broker=env["BROKER_URL"], set_as_current=False)
+    yield lambda name, **kwargs: app.send_task(name, kwargs=kwargs, queue=QUEUE)
+    app.close()
+
+
+@contextmanager
+def locked(rt: Runtime) -> Iterator[None]:
+    """Hold every statement that looks at jobs back."""
+    with rt.db.engine.begin() as connection:
+        connection.execute(text("LOCK TABLE pipeline.jobs IN ACCESS EXCLUSIVE MODE"))
+        yield
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_second_sigterm_cuts_no_answer_off(
+    kind: str, rt: Runtime, env: dict[str, str], caller: Caller, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """A platform may ask twice, and a shell passes on what the kernel has sent already."""
+    sandbox.faults(latency_s=3, generation_s=60)
+    jobs = many(rt, caller, 8)
+    with running("worker", env, tmp_path, POOLS[kind]) as worker:
+        until(lambda: len(sandbox.ledger()) == 8, 60.0)
+        worker.sigterm()
+        time.sleep(0.5)
+        worker.sigterm()
+        assert worker.leaves() == 0
+
+    assert states(rt, jobs) == {State.PROCESSING: 8}
+    assert [happened(rt, job_id, "job.unknown") for job_id in jobs] == [[]] * 8
+    assert scalar(rt, ALIVE) == 0
+    assert once_each(sandbox, 8)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_message_in_the_middle_of_its_task_is_not_lost(
+    kind: str, rt: Runtime, env: dict[str, str], caller: Caller, send: Callable[..., Any], tmp_path: Path
+) -> None:
+    """It is acknowledged once its row is committed: a task that was cut off goes back to the queue."""
+    with running("worker", env, tmp_path, POOLS[kind]) as worker:
+        until(lambda: scalar(rt, ALIVE) == (2 if kind == "prefork" else 1), 60.0)
+        with locked(rt):
+            send("pipeline.enqueue", service="shop", input={"prompt": "in the middle"})
+            until(lambda: scalar(rt, f"{LOCKED} AND query ILIKE '%INSERT%'"))
+            worker.sigterm()
+            time.sleep(0.5)
+        assert worker.leaves() == 0
+    with running("worker", env, tmp_path, POOLS[kind]):
+        job_id = until(lambda: scalar(rt, "SELECT id FROM jobs"), 60.0)
+        until(lambda: state(rt, job_id) not in {State.QUEUED, State.SUBMITTING})
+
+
+def test_a_message_whose_process_is_killed_goes_to_another(
+    rt: Runtime, env: dict[str, str], caller: Caller, send: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Memory runs out in one pool process: what it had taken was not acknowledged."""
+    with running("worker", env, tmp_path, POOLS["prefork"]) as worker:
+        until(lambda: scalar(rt, ALIVE) == 2, 60.0)
+        with locked(rt):
+            send("pipeline.enqueue", service="shop", input={"prompt": "in the middle"})
+            until(lambda: scalar(rt, f"{LOCKED} AND query ILIKE '%INSERT%'"))
+            for child in worker.children:
+                child.kill()
+        until(lambda: scalar(rt, "SELECT count(*) FROM jobs") == 1, 90.0)
+
+
+def test_a_pool_process_asked_alone_ends_its_posts_and_is_replaced(
+    rt: Runtime, env: dict[str, str], caller: Caller, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Its answers come home, and the next job finds a process again."""
+    sandbox.faults(latency_s=3, generation_s=60)
+    jobs = many(rt, caller, 8)
+    with running("worker", env, tmp_path, "--pool prefork --concurrency 1") as worker:
+        until(lambda: len(sandbox.ledger()) == 8, 60.0)
+        (child,) = worker.children
+        child.send_signal(signal.SIGTERM)
+        until(lambda: not child.is_running())
+        assert states(rt, jobs) == {State.PROCESSING: 8}
+        later = queued(rt, caller.service, "later")
+        until(lambda: len(sandbox.ledger()) == 9, 60.0)
+        worker.sigterm()
+        assert worker.leaves() == 0
+    assert states(rt, [*jobs, later]) == {State.PROCESSING: 9}
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_all_leave_while_the_database_is_away(
+    kind: str, environ: dict[str, str], env: dict[str, str], sandbox: Sandbox, send: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Messages wait for it inside tasks, and the process for its first heartbeat: neither may hold it."""
+    with own_database(environ) as (server, _, _):
+        server.stop()
+        with running("worker", {**env, "DATABASE_URL": server.url}, tmp_path, POOLS[kind]) as worker:
+            for _ in range(8):
+                send("pipeline.sweep")
+                send("pipeline.enqueue", service="shop", input={"prompt": "patient"})
+            until(lambda: "worker.waiting" in (tmp_path / "worker.log").read_text(), 60.0)
+            with redis.Redis.from_url(env["BROKER_URL"]) as client:
+                until(lambda: client.hlen("unacked"), 60.0)
+            worker.sigterm()
+            assert worker.leaves() == 0
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_all_leave_while_the_broker_says_nothing(
+    kind: str, rt: Runtime, environ: dict[str, str], caller: Caller, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """It takes connections and answers none: Celery would wait for it for ever, after the answers have come."""
+    sandbox.faults(latency_s=3, generation_s=60)
+    jobs = many(rt, caller, 8)
+    with (
+        embedded_valkey.running() as broker,
+        running("worker", {**environ, "BROKER_URL": broker.url}, tmp_path, POOLS[kind]) as worker,
+        running("beat", {**environ, "BROKER_URL": broker.url}, tmp_path) as beat,
+    ):
+        until(lambda: len(sandbox.ledger()) == 8, 60.0)
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            worker.sigterm()
+            beat.sigterm()
+            assert worker.leaves() == 0
+            assert beat.leaves() == 0
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+    assert states(rt, jobs) == {State.PROCESSING: 8}
+
+
+def test_requests_under_way_are_answered_before_the_web_server_leaves(
+    rt: Runtime, env: dict[str, str], caller: Caller, tmp_path: Path, web_port: int
+) -> None:
+    """Each was accepted: a caller who hears nothing would hand it in again."""
+    url = f"http://127.0.0.1:{web_port}"
+    answers: list[int] = []
+
+    def ask(number: int) -> None:
+        answers.append(post(f"{url}/v1/jobs", {"input": {"prompt": f"{number}"}}, key=caller.key).status)
+
+    with running("web", {**env, "PORT": str(web_port)}, tmp_path) as server:
+        until(lambda: post(f"{url}/v1/jobs", {"input": {"prompt": "first"}}, key=caller.key).status == 201)
+        callers = [threading.Thread(target=ask, args=(number,)) for number in range(5)]
+        with locked(rt):
+            for one in callers:
+                one.start()
+            until(lambda: scalar(rt, LOCKED) >= 5)
+            server.sigterm()
+            time.sleep(0.5)
+            server.sigterm()
+        for one in callers:
+            one.join()
+        assert server.leaves() == 0
+    assert answers == [201] * 5
+    assert scalar(rt, "SELECT count(*) FROM jobs") == 6
