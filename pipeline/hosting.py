@@ -8,7 +8,8 @@ that, by their sources, and what is done about it here:
   for a broker that says nothing for as long as that takes. So our work stops in a thread of ours, at once, and the
   process leaves at LEAVE_S whatever Celery waits for.
 * A pool child gets billiard's own handler after `worker_process_init`. It raises SystemExit wherever the child is, in
-  the middle of a task too, and the next SIGTERM kills. So children block the signal, and a thread of ours waits for it.
+  the middle of a task too, and the next SIGTERM kills. So children are born with the signal blocked, and a thread of
+  ours waits for it.
 * A child that leaves before its parent has closed the pool is replaced; the substitute never hears the signal. So it
   waits for the parent's word, and a substitute begins nothing.
 * Children are killed when their parent is gone. So they leave first.
@@ -63,13 +64,15 @@ class Host:
 
     def _begin(self, instance: Any, **_: Any) -> None:
         """Begin before the broker is reached: jobs are submitted even while it is away."""
-        if "prefork" not in str(instance.pool_cls):  # there, each child has its own
+        if "prefork" not in str(instance.pool_cls):
             self.worker()
+        else:  # each child has its own; one that the signal kills at its birth would fail the parent's start
+            os.register_at_fork(before=_block, after_in_parent=_unblock)
 
     def _begin_in_a_child(self, **_: Any) -> None:
         if self._leaving:
             return
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # before any thread: they inherit it
+        _block()  # where children are not forked; before any thread: they inherit it
         threading.Thread(target=self._wait_for_sigterm, name="sigterm", daemon=True).start()
         self.worker()
 
@@ -101,3 +104,11 @@ class Host:
     def _stop(self, **_: Any) -> None:
         if mine := self._workers.get(os.getpid()):
             mine.stop()
+
+
+def _block() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

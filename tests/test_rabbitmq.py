@@ -7,6 +7,7 @@ Left out of `make test`, which needs nothing but Python and the package index.
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from tests.conftest import Caller
 from tests.factories import scalar, state, until
 from tests.http import get, post
 from tests.test_drill import assert_harmless, drill
+from tests.test_stopping import POOLS, running
+from tests.test_submit import many, states
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.xdist_group("rabbitmq")]
 
@@ -66,6 +69,16 @@ class Broker:
         """Stop the node; its queues are kept."""
         if self._node:
             self._node.stop(30.0)
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Let the node take connections, and say nothing."""
+        assert self._node
+        os.killpg(self._node.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._node.pid, signal.SIGCONT)
 
     def close(self) -> None:
         """Stop everything."""
@@ -163,3 +176,26 @@ def test_another_app_on_the_broker_enqueues_by_name(
 def test_a_deployment_under_load_loses_nothing_and_pays_for_nothing_twice(pool: str, broker: Broker) -> None:
     """Messages of processes that leave go back to their queue, whatever the broker is."""
     assert_harmless(drill(pool, "--broker-url", broker.url))
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_all_leave_while_the_broker_says_nothing(
+    kind: str,
+    broker: Broker,
+    rt: Runtime,
+    environ: dict[str, str],
+    caller: Caller,
+    sandbox: Sandbox,
+    tmp_path: Path,
+) -> None:
+    """It takes connections and answers none: Celery would wait for it for ever, after the answers have come."""
+    sandbox.faults(latency_s=3, generation_s=60)
+    jobs = many(rt, caller, 8)
+    env = {**environ, "BROKER_URL": broker.url}
+    with running("worker", env, tmp_path, POOLS[kind]) as worker, running("beat", env, tmp_path) as beat:
+        until(lambda: len(sandbox.ledger()) == 8, 60.0)
+        with broker.silent():
+            worker.sigterm()
+            beat.sigterm()
+            assert (worker.leaves(), beat.leaves()) == (0, 0)
+    assert states(rt, jobs) == {State.PROCESSING: 8}
