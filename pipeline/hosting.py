@@ -29,10 +29,10 @@ from pipeline.worker import Worker
 
 log = telemetry.get(__name__)
 
-LEAVE_S = 23.0
+LEAVE_S = 22.0
 """The latest end of a process after SIGTERM."""
 
-CHILD_LEAVES_S = 21.5
+CHILD_LEAVES_S = 20.5
 """A pool child's: before its parent's."""
 
 WORD_S = 3.0
