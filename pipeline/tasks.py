@@ -47,7 +47,7 @@ _host = Host(lambda: Worker(_runtime()))
 @celery.task(name="pipeline.admit")
 def admit() -> None:
     """Check and price what was queued without that."""
-    _host.wake("admit")
+    worker().wake("admit")
 
 
 @celery.task(name="pipeline.submit")
