@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, Unavailable
 from pipeline.nudges import Nudger
 from pipeline.settings import Settings, load
 from pipeline.store import account
-from pipeline.store.database import Database
+from pipeline.store.database import PATIENCE_S, Database
 from pipeline.wavespeed import Timeouts, WaveSpeed
 
 SECRETS_REREAD_S = 5.0
@@ -97,9 +97,11 @@ class Secrets:
         return self._known
 
 
-def from_environment(name: str, *, pool_size: int = 8) -> Runtime:
+def from_environment(name: str, *, pool_size: int = 8, patience_s: int = PATIENCE_S) -> Runtime:
     """
-    The runtime of this process, which calls itself *name* to Postgres; logging is set up too.
+    The runtime of this process, which calls itself *name* to Postgres and lets a statement take *patience_s* seconds.
+
+    Logging is set up too.
 
     Raises:
         ConfigError: The environment is wrong; the message names every bad variable.
@@ -107,4 +109,5 @@ def from_environment(name: str, *, pool_size: int = 8) -> Runtime:
     settings = load()
     telemetry.configure(settings.log_level)
     nudge = Nudger(make_celery(settings.broker_url), settings.broker_url)
-    return Runtime(settings, Database(settings.database_url, name=name, pool_size=pool_size), nudge)
+    database = Database(settings.database_url, name=name, pool_size=pool_size, patience_s=patience_s)
+    return Runtime(settings, database, nudge)

@@ -27,6 +27,9 @@ from pipeline.threads import Duty, Loop
 log = telemetry.get(__name__)
 
 HEARTBEAT_S = 5.0
+HEARTBEAT_PATIENCE_S = 3
+"""A silent connection must be noticed, and replaced, before others take this process for dead."""
+
 UNSWEPT_S = 1.5 * SWEEP_S
 """When nobody swept for so long, beat or the broker is away, and workers sweep by themselves."""
 
@@ -60,7 +63,7 @@ class Worker:
         self._heart = Duty("heartbeat", self._beat)
         # Its own connection: a pool that is busy must not make this process look dead.
         url = self.rt.settings.database_url
-        self._heart_db = Database(url, name="heartbeat", pool_size=1)
+        self._heart_db = Database(url, name="heartbeat", pool_size=1, patience_s=HEARTBEAT_PATIENCE_S)
         self._stop = threading.Lock()
         self._stopped = False
 

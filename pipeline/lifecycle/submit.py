@@ -25,6 +25,7 @@ from pipeline.store import account, claims
 from pipeline.store.answers import Answer, record
 from pipeline.store.claims import Start
 from pipeline.store.moves import Move
+from pipeline.store.tables import new_id
 from pipeline.threads import Groups, Loop
 from pipeline.wavespeed import WaveSpeed
 
@@ -71,6 +72,8 @@ class Submitter:
         self._key_check = KeyCheck(provider)
         self._answers: Groups[Posted] = Groups("answers", self._record)
         self._under_way: dict[UUID, Start] = {}
+        self._unclear: Sequence[UUID] = ()  # attempts of a claim that may have been committed or not
+        self._weighed: set[UUID] = set()  # attempts whose answers the account knows, but not yet their rows
         self._changed = threading.Condition()
         self._stopping = False
         self._calm = True
@@ -83,7 +86,11 @@ class Submitter:
         if free <= 0 or self._stopping:
             self._hungry = True  # POSTs that end wake us
             return None
+        self._give_back_unclear()
+        at_most = min(free, claims.BATCH)
+        attempt_ids = [new_id() for _ in range(at_most)]
         begin_by = time.monotonic() + BEGIN_WITHIN_S
+        self._unclear = attempt_ids  # until the answer to the COMMIT is here
         with self._rt.db.transaction() as tx:
             claim = claims.claim(
                 tx,
@@ -91,8 +98,10 @@ class Submitter:
                 limits=settings.limits,
                 window_s=settings.submit_window_s + WINDOW_SLACK_S,
                 lease_s=settings.lease_s,
-                at_most=free,
+                at_most=at_most,
+                attempt_ids=attempt_ids,
             )
+        self._unclear = ()
         self._calm = claim.calm
         with self._changed:
             self._under_way.update((start.attempt_id, start) for start in claim.starts)
@@ -115,11 +124,27 @@ class Submitter:
             self._changed.wait_for(lambda: not self._under_way, max(wait_s, 0.0))
             abandoned = list(self._under_way.values())
             self._under_way.clear()
+        self._give_back_unclear()
         if abandoned:
             with self._rt.db.transaction() as tx:
                 record(tx, [_lost(start, "the process was stopped before the answer came") for start in abandoned])
             log.warning("submit.abandoned", count=len(abandoned))
         self._answers.flush(LAST_WRITES_S)
+
+    def _give_back_unclear(self) -> None:
+        """
+        Put back what a claim took whose COMMIT was never answered: surely nothing of it was sent.
+
+        Else it would wait for its lease to end, and then as an unknown job for a proof that nothing was made.
+        """
+        if not self._unclear:
+            return
+        with self._rt.db.transaction() as tx:
+            unsent = claims.unsent(tx, self._unclear)
+            record(tx, [_not_sent(start, "whether it was claimed was unclear", due_s=0.0) for start in unsent])
+        if unsent:
+            log.warning("submit.given_back", count=len(unsent))
+        self._unclear = ()
 
     async def _post(self, start: Start, begin_by: float) -> None:
         if self._stopping or time.monotonic() > begin_by:
@@ -170,9 +195,13 @@ class Submitter:
         return Posted(start, _blocked(start, error), error, halt="key_refused")
 
     def _record(self, group: Sequence[Posted]) -> None:
-        self._weigh(group)  # first: what goes back to the queue must find the brakes on
+        """Write a group of answers down. May be called again for the same ones, whatever failed and whenever."""
+        fresh = [posted for posted in group if posted.start.attempt_id not in self._weighed]
+        self._weigh(fresh)  # first: what goes back to the queue must find the brakes on
+        self._weighed.update(posted.start.attempt_id for posted in fresh)
         with self._rt.db.transaction() as tx:
             moved = record(tx, [posted.answer for posted in group])
+        self._weighed.difference_update(posted.start.attempt_id for posted in group)
         for posted in group:
             log.info(
                 "attempt.ended",
@@ -188,7 +217,7 @@ class Submitter:
     def _weigh(self, group: Sequence[Posted]) -> None:
         """Tell the account's brakes, in a transaction of its own: claims lock the account before the jobs."""
         troubled = any(posted.error and not _is_jobs_own(posted) for posted in group)
-        if self._calm and not troubled:
+        if not group or (self._calm and not troubled):
             return
         throttled = [posted for posted in group if isinstance(posted.error, Throttled)]
         refusals = [posted.error for posted in group if isinstance(posted.error, Throttled)]

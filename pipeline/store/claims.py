@@ -1,7 +1,7 @@
 """Claims: which due jobs this process may now pay for, never more than the account allows all processes together."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -125,11 +125,21 @@ _CLAIM = text(f"""
 """)
 
 
-def claim(tx: Connection, *, worker_id: UUID, limits: Limits, window_s: float, lease_s: float, at_most: int) -> Claim:
+def claim(
+    tx: Connection,
+    *,
+    worker_id: UUID,
+    limits: Limits,
+    window_s: float,
+    lease_s: float,
+    at_most: int,
+    attempt_ids: Sequence[UUID] = (),
+) -> Claim:
     """
     Take up to *at_most* due jobs, fairly between services, and write the intent to pay for each.
 
-    *window_s* is the length of the provider's window.
+    *window_s* is the length of the provider's window. Who wants to know what was claimed though the answer to the
+    COMMIT is lost (`unsent`) brings *attempt_ids*, as many as it takes at most.
     """
     account = tx.execute(_LOCK, {"worker_id": worker_id, "cap_regained_s": _CAP_REGAINED_S}).one()
     calm = not account.trial and not account.recent and account.backoff_s is None and account.in_flight_cap is None
@@ -142,6 +152,7 @@ def claim(tx: Connection, *, worker_id: UUID, limits: Limits, window_s: float, l
     if account.in_flight_cap is not None:
         cap = _regain(tx, account.in_flight_cap, cap) if account.cap_may_grow else min(cap, account.in_flight_cap)
     at_most = min(at_most, BATCH)
+    attempt_ids = attempt_ids or [new_id() for _ in range(at_most)]
     rows = tx.execute(
         _CLAIM,
         {
@@ -152,7 +163,7 @@ def claim(tx: Connection, *, worker_id: UUID, limits: Limits, window_s: float, l
             "cap": cap,
             "trial": account.trial,
             "lease_s": lease_s,
-            "attempt_ids": [str(new_id()) for _ in range(at_most)],
+            "attempt_ids": [str(attempt_id) for attempt_id in attempt_ids],
             "tokens": [secrets.token_urlsafe(24) for _ in range(at_most)],
         },
     ).all()
@@ -176,6 +187,19 @@ def cheapest(tx: Connection) -> Decimal | None:
     statement = text(f"SELECT min(queue.price) FROM services s CROSS JOIN LATERAL ({_HEAD}) queue")
     found: Decimal | None = tx.execute(statement).scalar_one()
     return found
+
+
+_UNSENT = text("""
+    SELECT a.id, a.job_id, a.number, a.token, j.model, j.input, a.started_at
+    FROM attempts a JOIN jobs j ON j.id = a.job_id
+    WHERE a.id = ANY(CAST(:ids AS uuid[])) AND (a.outcome IS NULL OR a.outcome = 'lost')
+""")
+
+
+def unsent(tx: Connection, attempt_ids: Sequence[UUID]) -> list[Start]:
+    """Those of a claim's attempts that were committed after all, though the answer to the COMMIT was lost."""
+    rows = tx.execute(_UNSENT, {"ids": [str(attempt_id) for attempt_id in attempt_ids]})
+    return [Start(row.id, row.job_id, row.number, row.token, row.model, row.input, row.started_at) for row in rows]
 
 
 def _pace(tx: Connection, worker_id: UUID, wait_s: float) -> float:

@@ -2,9 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from psycopg.errors import UndefinedColumn, UndefinedTable, UniqueViolation
-from sqlalchemy import Connection, Engine, create_engine
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.errors import (
+    ConnectionTimeout,
+    FeatureNotSupported,
+    UndefinedColumn,
+    UndefinedTable,
+    UniqueViolation,
+)
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -13,43 +23,64 @@ from pipeline.errors import Unavailable
 Transaction = Connection
 """What every statement of ours is given: an open transaction, committed by who opened it."""
 
-_TIMEOUTS = {
-    "statement_timeout": "15s",
+CONNECT_WITHIN_S = 5
+"""How long a new connection may take, and a place in a full pool, in seconds."""
+
+PATIENCE_S = 15
+"""How long one statement may take, in seconds. Where somebody waits for the answer, it is less."""
+
+_SILENCE_S = 1.0
+"""How much longer the server's own word is waited for, that a statement took too long."""
+
+_OPTIONS = {
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "20s",  # a frozen process must not hold a row lock for good
+    "default_transaction_isolation": r"read\ committed",  # guards read what was committed while they waited for a row
     "jit": "off",  # compiling costs more than any statement of ours
     "search_path": "pipeline",
 }
+
+T = TypeVar("T")
 
 
 class Database:
     """
     A pool of connections to one Postgres.
 
+    A statement takes at most *patience_s* seconds, by the server's clock; a server that says nothing for 1 s
+    longer is given up.
+
     Raises:
-        Unavailable: By every method, when the database cannot be reached, is restarting, or has no
-            connection to give within 5 s. Nothing was committed, with one exception: the answer to a
-            COMMIT may be lost, so whatever is repeated must be repeatable.
+        Unavailable: By every method, when the database cannot be reached, is silent, is restarting, or has no
+            connection to give within 5 s (*patience_s*, when that is less). Nothing was committed, with one
+            exception: the answer to a COMMIT may be lost, so whatever is repeated must be repeatable.
     """
 
-    def __init__(self, url: str, *, name: str, pool_size: int = 8) -> None:
+    def __init__(self, url: str, *, name: str, pool_size: int = 8, patience_s: int = PATIENCE_S) -> None:
+        options = {**_OPTIONS, "statement_timeout": f"{patience_s}s"}
         self.engine: Engine = create_engine(
             url,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=5,
+            pool_timeout=min(CONNECT_WITHIN_S, patience_s),
             pool_use_lifo=True,  # idle connections at the far end may close
             hide_parameters=True,  # a prompt must not reach a log through an error
             connect_args={
                 "application_name": f"pipeline-{name}",
-                "connect_timeout": 5,
+                "connect_timeout": min(CONNECT_WITHIN_S, patience_s),
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
                 "keepalives_count": 3,
-                "tcp_user_timeout": 15_000,  # ms; a half-open socket is noticed, not waited for
-                "options": " ".join(f"-c {name}={value}" for name, value in _TIMEOUTS.items()),
+                "tcp_user_timeout": patience_s * 1000,  # ms; a half-open socket is noticed, not waited for
+                "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
             },
         )
+
+        @event.listens_for(self.engine, "do_connect")
+        def connect(_dialect: Any, _record: Any, words: Any, names: Any) -> _Impatient:
+            connection = _Impatient.connect(*words, **names)
+            connection.patience_s = patience_s + _SILENCE_S
+            return connection
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -68,6 +99,8 @@ class Database:
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise Unavailable(f"The connection to the database was lost ({_name(error)}).") from None
+            if isinstance(error.orig, FeatureNotSupported):  # a prepared statement's; it is prepared anew
+                raise Unavailable(f"The database's schema was just changed ({_name(error)}).") from None
             if isinstance(error.orig, UndefinedTable | UndefinedColumn):
                 why = "The database's schema is older than this code: run `pipeline migrate`"
                 raise Unavailable(f"{why} ({_name(error)}).") from None
@@ -76,6 +109,27 @@ class Database:
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
+
+
+class _Impatient(psycopg.Connection[Any]):
+    """
+    A connection that gives up a silent server.
+
+    Neither the server's timeouts nor TCP's see one that is frozen, or forgotten by a balancer that still answers
+    for it: without this, whoever asks it waits for ever.
+    """
+
+    patience_s = PATIENCE_S + _SILENCE_S
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """Wait for an answer, as every statement, COMMIT and ROLLBACK does."""
+        try:
+            return super().wait(gen, interval, self.patience_s if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            self.close()  # should the answer still come, nobody may take it for that of another question
+            raise ConnectionTimeout("The server did not answer in time.") from error
 
 
 def _name(error: DBAPIError) -> str:

@@ -9,12 +9,15 @@ from pipeline.web import api, health, problems, webhooks
 POOL_SIZE = 10
 """Connections of one web process. Many threads share them: a request holds one for a millisecond."""
 
+PATIENCE_S = 5
+"""How long a statement may take while a caller waits: with what it takes to notice, 503 comes within 16 s."""
+
 
 def create_app(rt: Runtime | None = None) -> Flask:
     """The WSGI app, on *rt*, or on a runtime made from the environment."""
     app = Flask("pipeline", static_folder=None)
     try:
-        app.extensions["runtime"] = rt or from_environment("web", pool_size=POOL_SIZE)
+        app.extensions["runtime"] = rt or from_environment("web", pool_size=POOL_SIZE, patience_s=PATIENCE_S)
     except ConfigError as error:
         raise SystemExit(f"pipeline: {error.detail}") from None  # the server would print a traceback
     problems.register(app)
