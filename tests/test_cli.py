@@ -22,6 +22,7 @@ from pipeline.jobs import State
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from pipeline.store import schema, services
+from pipeline.store.account import halt
 from pipeline.worker import Worker
 from tests.conftest import WEBHOOK_SECRET, Caller
 from tests.factories import execute, placed, processing, queued, scalar, swept
@@ -300,6 +301,48 @@ def test_waiting_ends_with_the_jobs(
     assert failed.returncode == 1
     (job,) = json.loads(failed.stdout)
     assert (job["state"], job["error"]["code"]) == (State.FAILED, "content_moderation")
+
+
+# The account
+
+
+def test_an_account_in_order_is_said_to_be(rt: Runtime, run: Run) -> None:
+    """With what it may do, and what it holds when that is asked for."""
+    assert "in order" in run("account").stdout
+    shown = value(run("account", "--balance", "--json"))
+
+    assert shown["balance_usd"] > 0
+    assert (shown["halted_reason"], shown["halted_at"], shown["backoff_s"], shown["trial"]) == (None, None, 0, False)
+    assert (shown["in_flight_cap"], shown["submits_per_minute"], shown["swept_s"]) == (3000, 3000, None)
+
+
+def test_a_halt_is_said_with_its_reason_and_what_to_do(rt: Runtime, run: Run, caller: Caller, sandbox: Sandbox) -> None:
+    """Above the jobs that wait for it, on standard error: what reads their JSON is not disturbed."""
+    job_id = queued(rt, caller.service)
+    sandbox.faults(revoked=True)
+    with rt.db.transaction() as tx:
+        assert halt(tx, "key_refused", balance=None)
+
+    done = run("show", str(job_id), "--json")
+    assert value(done)["state"] == State.QUEUED
+    assert done.stderr.count("\n") == 1
+    assert "halted since 2" in done.stderr
+    assert "WAVESPEED_API_KEY" in done.stderr
+    done = run("account", "--balance", "--json")
+    assert value(done)["halted_reason"] == "key_refused"
+    assert value(done)["halted_at"].endswith("Z")
+    assert value(done)["balance_usd"] is None
+    assert "cannot be told" in done.stderr
+
+
+@pytest.mark.parametrize(("trial", "why"), [("true", "fails or cannot be reached"), ("false", "429")])
+def test_a_backoff_is_said_with_what_is_left_of_it(rt: Runtime, run: Run, trial: str, why: str) -> None:
+    """It ends by itself; nobody need do anything."""
+    execute(rt, f"UPDATE account SET trial = {trial}, backoff_until = clock_timestamp() + interval '1 hour'")
+    done = run("jobs", "--json")
+    assert value(done) == []
+    assert "backing off for 3" in done.stderr
+    assert why in done.stderr
 
 
 # The environment

@@ -13,9 +13,11 @@ from sqlalchemy import text
 
 from pipeline.jobs import FINAL, State, Via
 from pipeline.lifecycle.submit import BEGIN_WITHIN_S, Submitter
+from pipeline.lifecycle.window import FIRST
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from pipeline.store import alarms
+from pipeline.store.claims import BATCH
 from pipeline.store.tables import new_id
 from pipeline.threads import Loop
 from pipeline.worker import Worker
@@ -345,6 +347,32 @@ def test_a_revoked_key_halts_the_account_until_a_probe_finds_it_restored(
     assert once_each(sandbox, 10)
 
 
+def test_a_key_revoked_in_the_middle_costs_few_posts_and_no_job(
+    rt: Runtime, web: str, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
+) -> None:
+    """Two processes with a long queue: what was under way is refused, then only the probe knocks; then all goes on."""
+    sandbox.faults(latency_s=0.2)
+    jobs = many(rt, caller, 200)
+    workers = [start_worker(), start_worker()]
+    until(lambda: sandbox.arrivals()["count"] >= 2 * FIRST)
+    sandbox.faults(revoked=True)
+    until(lambda: account(rt).halted_reason and not states(rt, jobs)[State.SUBMITTING])
+
+    refused = scalar(rt, "SELECT count(*) FROM attempts WHERE outcome = 'blocked'")
+    assert 0 < refused <= len(workers) * BATCH
+    posts, asked = sandbox.arrivals()["count"], sandbox.arrivals()["refused"]["balance"]
+    resume(rt)
+    swept(workers[0], lambda: sandbox.arrivals()["refused"]["balance"] == asked + 1)
+    for worker in workers:
+        worker.look_once()
+    assert sandbox.arrivals()["count"] == posts
+
+    sandbox.faults(revoked=False, latency_s=0)
+    resume(rt)
+    swept(workers[0], all_are(rt, jobs, State.COMPLETED))
+    assert once_each(sandbox, 200)
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_key_halts_even_when_the_balance_cannot_be_asked(
     make_rt: MakeRuntime, caller: Caller, start_worker: StartWorker, status: int
@@ -626,6 +654,20 @@ def test_a_failing_provider_is_tried_with_one_post_at_a_time(
     assert one_post_was_first(rt, now)
     assert not account(rt).trial
     assert once_each(sandbox, 36)
+
+
+def test_before_anything_is_known_of_the_provider_few_posts_leave(
+    rt: Runtime, web: str, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
+) -> None:
+    """However long the queue: all that are under way when the provider falls silent must be looked for one by one."""
+    sandbox.faults(latency_s=1.0)
+    jobs = many(rt, caller, 3 * FIRST)
+    start_worker()
+    until(lambda: states(rt, jobs)[State.COMPLETED] == 3 * FIRST)
+
+    first, *others = sorted(sandbox.arrivals()["at"])
+    assert len([at for at in others if at < first + 1.0]) == FIRST - 1  # before its answer, nothing was known
+    assert once_each(sandbox, 3 * FIRST)
 
 
 # Late answers

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from pipeline.cli import jobs, money, processes
+from pipeline.cli import account, jobs, money, processes
 from pipeline.cli.doctor import doctor
 from pipeline.cli.services import services
 from pipeline.embedded.demo import demo
@@ -27,6 +27,7 @@ for command in (
     jobs.jobs,
     jobs.show,
     jobs.decide,
+    account.account,
     money.reconcile,
     processes.migrate,
     processes.sweep,

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import views
+from pipeline.cli.account import warn
 from pipeline.cli.common import (
     AsJson,
     err,
@@ -83,6 +84,7 @@ def jobs(
     rt = runtime()
     with rt.db.transaction() as tx:
         rows = reading.jobs(tx, state=state, held=needs_decision, limit=limit)
+    warn(rt)
     _show_jobs(rows, as_json=as_json)
 
 
@@ -93,6 +95,7 @@ def show(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: 
     row = job_row(rt, job_id)
     with rt.db.transaction() as tx:
         attempts, events = reading.attempts(tx, job_id), reading.events(tx, job_id)
+    warn(rt)
     if as_json:
         whole = views.job(row) | {
             "attempts": [views.attempt(attempt) for attempt in attempts],

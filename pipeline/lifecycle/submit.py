@@ -19,6 +19,7 @@ from pipeline.errors import (
 )
 from pipeline.jobs import Outcome, State, Via
 from pipeline.lifecycle.account import KeyCheck
+from pipeline.lifecycle.window import Window
 from pipeline.predictions import Prediction, Status
 from pipeline.runtime import Runtime
 from pipeline.store import account, claims
@@ -30,9 +31,6 @@ from pipeline.threads import Groups, Loop
 from pipeline.wavespeed import WaveSpeed
 
 log = telemetry.get(__name__)
-
-AT_ONCE = 400
-"""POSTs under way in one process. A claim never takes more than can begin at once."""
 
 BEGIN_WITHIN_S = 1.0
 """A POST that has not begun so long after its claim is given back: others may take this process for dead soon."""
@@ -71,6 +69,7 @@ class Submitter:
         self._wake = wake
         self._key_check = KeyCheck(provider)
         self._answers: Groups[Posted] = Groups("answers", self._record)
+        self._window = Window()
         self._under_way: dict[UUID, Start] = {}
         self._unclear: Sequence[UUID] = ()  # attempts of a claim that may have been committed or not
         self._weighed: set[UUID] = set()  # attempts whose answers the account knows, but not yet their rows
@@ -82,7 +81,7 @@ class Submitter:
     def look(self) -> float | None:
         """Claim what is due and allowed, and start its POSTs. Returns when to look again by itself, in seconds."""
         settings = self._rt.settings
-        free = AT_ONCE - len(self._under_way)
+        free = self._window.size - len(self._under_way)  # a claim never takes more than can begin at once
         if free <= 0 or self._stopping:
             self._hungry = True  # POSTs that end wake us
             return None
@@ -161,10 +160,12 @@ class Submitter:
             abandoned = start.attempt_id not in self._under_way
         if not abandoned or posted.answer.outcome is not Outcome.LOST:  # that a stop cut it off, the stop has said
             self._answers.put(posted)
+        if sign := _sign(posted):
+            self._window.hear(good=sign == "+", under_way=len(self._under_way))
         with self._changed:
             self._under_way.pop(start.attempt_id, None)
             self._changed.notify_all()
-        if self._hungry and len(self._under_way) <= AT_ONCE // 2:
+        if self._hungry and len(self._under_way) <= self._window.size // 2:
             self._hungry = False
             self._wake()
 

@@ -167,6 +167,7 @@ class Condition:
     """The account's state for readers: `backoff_s` is what is left of it, `swept_s` ago the sweep last ran."""
 
     halted_reason: str | None
+    halted_at: datetime | None
     backoff_s: float | None
     trial: bool
     in_flight_cap: int | None
@@ -177,7 +178,7 @@ def condition(tx: Connection) -> Condition:
     """How the account is."""
     row = tx.execute(
         text("""
-            SELECT halted_reason,
+            SELECT halted_reason, halted_at,
                 greatest(extract(epoch FROM backoff_until - clock_timestamp())::float8, 0) AS backoff_s,
                 trial, in_flight_cap, extract(epoch FROM clock_timestamp() - swept_at)::float8 AS swept_s
             FROM account WHERE id = 1

@@ -1,0 +1,129 @@
+"""
+What a snapshot costs that somebody else holds: an idle REPEATABLE READ transaction, a long report, a replica's query.
+
+While it is held, no dead row version can be removed: every update leaves one more to step over.
+
+    python benchmarks/snapshot.py                                two pairs of one minute, about 5 minutes
+    python benchmarks/snapshot.py --phase-s 600 --pairs 1        the ten-minute form, about 21 minutes
+
+The same backlog is worked off all the time, as fast as the machine can; only the snapshot comes and goes.
+"""
+
+import argparse
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from pipeline.embedded import stack
+from pipeline.embedded.stack import RunningStack
+from pipeline.sandbox import Sandbox
+from pipeline.settings import load
+from pipeline.store import intake, services
+from pipeline.store.database import Database
+
+BACKLOG = 1000
+LIMITS = {"SUBMITS_PER_MINUTE": "1000000", "MAX_IN_FLIGHT": "5000"}  # the machine shall be the limit
+WARM_UP_S = 15.0
+SAMPLE_S = 30.0
+
+
+@contextmanager
+def backlog(running: RunningStack) -> Iterator[None]:
+    """Keep so many jobs queued that workers never run out."""
+    database = Database(load({"DATABASE_URL": running.database_url}).database_url, name="benchmark", pool_size=1)
+    with database.transaction() as tx:
+        services.create(tx, "benchmark")
+        service = services.by_name(tx, "benchmark")
+    assert service
+    done = threading.Event()
+    numbers = itertools.count()
+
+    def fill() -> None:
+        while not done.wait(0.25):
+            with database.transaction() as tx:
+                queued = tx.exec_driver_sql("SELECT count(*) FROM jobs WHERE state = 'queued'").scalar_one()
+                prompts = [f"a lighthouse {next(numbers)}" for _ in range(BACKLOG - queued)]
+                intake.add(
+                    tx,
+                    [
+                        intake.NewJob(service.id, "openai/dall-e-2", {"prompt": prompt}, deadline_s=86_400.0)
+                        for prompt in prompts
+                    ],
+                )
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        database.close()
+
+
+@contextmanager
+def snapshot(url: str, *, held: bool) -> Iterator[None]:
+    """Hold a snapshot, or none."""
+    with psycopg.connect(url) as connection:
+        if held:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.execute("SELECT count(*) FROM pipeline.jobs")
+        yield
+
+
+def completed(watch: psycopg.Connection) -> int:
+    """How many jobs have been completed so far."""
+    row = watch.execute("SELECT count(*) FROM pipeline.jobs WHERE state = 'completed'").fetchone()
+    assert row
+    return int(row[0])
+
+
+def dead(watch: psycopg.Connection) -> str:
+    """How many dead versions the busiest tables hold, as far as Postgres has counted."""
+    rows = watch.execute(
+        "SELECT relname, n_dead_tup FROM pg_stat_user_tables WHERE relname IN ('jobs', 'attempts', 'account')"
+        " ORDER BY relname"
+    ).fetchall()
+    return ", ".join(f"{name} {count}" for name, count in rows)
+
+
+def measured(watch: psycopg.Connection, phase_s: float, *, held: bool) -> float:
+    """Jobs a second over a phase, said sample by sample."""
+    end = time.monotonic() + phase_s
+    began, before = time.monotonic(), completed(watch)
+    first = before
+    while (left := end - time.monotonic()) > 0.5:
+        sampled = time.monotonic()
+        time.sleep(min(SAMPLE_S, left))
+        now = completed(watch)
+        rate = (now - before) / (time.monotonic() - sampled)
+        before = now
+        print(f"  {'held' if held else 'free'}  {rate:6.1f} jobs/s   dead rows: {dead(watch)}", flush=True)
+    return (before - first) / (time.monotonic() - began)
+
+
+def main() -> None:
+    """Run phases without and with a held snapshot, in turn, and print what the snapshot cost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--phase-s", type=float, default=60.0)
+    parser.add_argument("--pairs", type=int, default=2)
+    arguments = parser.parse_args()
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    with stack.running(workers=arguments.workers, env=LIMITS) as running:
+        Sandbox(running.sandbox_url).faults(generation_s=0.5)
+        with backlog(running), psycopg.connect(running.database_url, autocommit=True) as watch:
+            time.sleep(WARM_UP_S)
+            for held in (False, True) * arguments.pairs:
+                with snapshot(running.database_url, held=held):
+                    rates[held].append(measured(watch, arguments.phase_s, held=held))
+    free, slowed = (sum(rates[held]) / len(rates[held]) for held in (False, True))
+    print(f"free {free:.1f} jobs/s, held {slowed:.1f} jobs/s: a held snapshot costs {100 * (1 - slowed / free):.1f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""How many POSTs one process may have under way: as many as the provider's answers have shown it to take."""
+
+FIRST = 20
+"""POSTs that leave before anything is known of the provider, and again after a bad answer."""
+
+LARGEST = 400
+
+
+class Window:
+    """
+    TCP's slow start, for paid requests: it begins small, and each good answer lets one more out.
+
+    A POST without an answer may be a charge to be looked for. All that are under way when the provider stops
+    answering become such, and it takes a minute to know: so there shall be few of them, however long the queue.
+    The window grows only while half of it is used and shrinks while less is: about twice what is needed.
+    """
+
+    def __init__(self) -> None:
+        self.size = FIRST
+
+    def hear(self, *, good: bool, under_way: int) -> None:
+        """Take one answer into account; *under_way* were so when it came."""
+        if not good:
+            self.size = FIRST
+        elif 2 * under_way >= self.size:
+            self.size = min(self.size + 1, LARGEST)
+        else:
+            self.size = max(self.size - 1, FIRST)
