@@ -3,14 +3,16 @@ What a snapshot costs that somebody else holds: an idle REPEATABLE READ transact
 
 While it is held, no dead row version can be removed: every update leaves one more to step over.
 
-    python benchmarks/snapshot.py                                two pairs of one minute, about 5 minutes
-    python benchmarks/snapshot.py --phase-s 600 --pairs 1        the ten-minute form, about 21 minutes
+    python benchmarks/snapshot.py                      held for a minute, twice: about 6 minutes
+    python benchmarks/snapshot.py --held-s 600 --free-s 120 --times 1      the ten-minute form: about 15 minutes
 
-The same backlog is worked off all the time, as fast as the machine can; only the snapshot comes and goes.
+The same backlog is worked off all the time, as fast as the machine can; only the snapshot comes and goes. Before, between
+and after, nobody holds one: the mean of these is what the held ones are compared with.
 """
 
 import argparse
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -102,7 +104,8 @@ def measured(watch: psycopg.Connection, phase_s: float, *, held: bool) -> float:
         now = completed(watch)
         rate = (now - before) / (time.monotonic() - sampled)
         before = now
-        print(f"  {'held' if held else 'free'}  {rate:6.1f} jobs/s   dead rows: {dead(watch)}", flush=True)
+        load = os.getloadavg()[0]
+        print(f"  {'held' if held else 'free'}  {rate:6.1f} jobs/s   load {load:.1f}   dead: {dead(watch)}", flush=True)
     return (before - first) / (time.monotonic() - began)
 
 
@@ -110,17 +113,19 @@ def main() -> None:
     """Run phases without and with a held snapshot, in turn, and print what the snapshot cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--phase-s", type=float, default=60.0)
-    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--held-s", type=float, default=60.0)
+    parser.add_argument("--free-s", type=float, default=60.0)
+    parser.add_argument("--times", type=int, default=2)
     arguments = parser.parse_args()
     rates: dict[bool, list[float]] = {False: [], True: []}
     with stack.running(workers=arguments.workers, env=LIMITS) as running:
         Sandbox(running.sandbox_url).faults(generation_s=0.5)
         with backlog(running), psycopg.connect(running.database_url, autocommit=True) as watch:
             time.sleep(WARM_UP_S)
-            for held in (False, True) * arguments.pairs:
+            for held in (False, *(True, False) * arguments.times):
                 with snapshot(running.database_url, held=held):
-                    rates[held].append(measured(watch, arguments.phase_s, held=held))
+                    seconds = arguments.held_s if held else arguments.free_s
+                    rates[held].append(measured(watch, seconds, held=held))
     free, slowed = (sum(rates[held]) / len(rates[held]) for held in (False, True))
     print(f"free {free:.1f} jobs/s, held {slowed:.1f} jobs/s: a held snapshot costs {100 * (1 - slowed / free):.1f} %")
 
