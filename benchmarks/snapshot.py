@@ -6,8 +6,8 @@ While it is held, no dead row version can be removed: every update leaves one mo
     python benchmarks/snapshot.py                      held for a minute, twice: about 6 minutes
     python benchmarks/snapshot.py --held-s 600 --free-s 120 --times 1      the ten-minute form: about 15 minutes
 
-The same backlog is worked off all the time, as fast as the machine can; only the snapshot comes and goes. Before, between
-and after, nobody holds one: the mean of these is what the held ones are compared with.
+The same backlog is worked off all the time, as fast as the machine can; only the snapshot comes and goes.
+Before, between and after, nobody holds one: the mean of these is what the held ones are compared with.
 """
 
 import argparse
@@ -119,7 +119,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rates: dict[bool, list[float]] = {False: [], True: []}
     with stack.running(workers=arguments.workers, env=LIMITS) as running:
-        Sandbox(running.sandbox_url).faults(generation_s=0.5)
+        provider = Sandbox(running.sandbox_url)
+        provider.faults(generation_s=0.5)
+        provider.set_balance(1e9)
         with backlog(running), psycopg.connect(running.database_url, autocommit=True) as watch:
             time.sleep(WARM_UP_S)
             for held in (False, *(True, False) * arguments.times):

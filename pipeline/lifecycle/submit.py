@@ -72,6 +72,7 @@ class Submitter:
         self._window = Window()
         self._under_way: dict[UUID, Start] = {}
         self._unclear: Sequence[UUID] = ()  # attempts of a claim that may have been committed or not
+        self._doubts: set[UUID] = set()  # attempts with bad answers of which the account does not know yet
         self._weighed: set[UUID] = set()  # attempts whose answers the account knows, but not yet their rows
         self._changed = threading.Condition()
         self._stopping = False
@@ -82,7 +83,7 @@ class Submitter:
         """Claim what is due and allowed, and start its POSTs. Returns when to look again by itself, in seconds."""
         settings = self._rt.settings
         free = self._window.size - len(self._under_way)  # a claim never takes more than can begin at once
-        if free <= 0 or self._stopping:
+        if free <= 0 or self._stopping or self._doubts:  # where one POST fared badly, no others follow unasked
             self._hungry = True  # POSTs that end wake us
             return None
         self._give_back_unclear()
@@ -156,6 +157,8 @@ class Submitter:
                 # Whatever it was, the request may have left: the one thing we may not assume is that it did not.
                 log.exception("submit.failed", job_id=str(start.job_id))
                 posted = Posted(start, _lost(start, f"unexpected: {type(error).__name__}"), Ambiguous())
+        if posted.error and not _is_jobs_own(posted):
+            self._doubts.add(start.attempt_id)
         with self._changed:
             abandoned = start.attempt_id not in self._under_way
         if not abandoned or posted.answer.outcome is not Outcome.LOST:  # that a stop cut it off, the stop has said
@@ -174,8 +177,10 @@ class Submitter:
         try:
             prediction = await self._provider.submit(start.model, start.input, webhook=webhook)
         except KeyRefused as error:
+            self._doubts.add(start.attempt_id)
             return await self._key_refused(start, error)
         except NoCredit as error:
+            self._doubts.add(start.attempt_id)
             balance = await self._key_check.balance()
             return Posted(start, _blocked(start, error), error, halt="insufficient_credits", balance=balance)
         except Ambiguous as error:
@@ -198,7 +203,11 @@ class Submitter:
     def _record(self, group: Sequence[Posted]) -> None:
         """Write a group of answers down. May be called again for the same ones, whatever failed and whenever."""
         fresh = [posted for posted in group if posted.start.attempt_id not in self._weighed]
-        self._weigh(fresh)  # first: what goes back to the queue must find the brakes on
+        doubted = not self._doubts.isdisjoint(posted.start.attempt_id for posted in fresh)
+        try:
+            self._weigh(fresh)  # first: what goes back to the queue must find the brakes on
+        finally:
+            self._doubts.difference_update(posted.start.attempt_id for posted in fresh)
         self._weighed.update(posted.start.attempt_id for posted in fresh)
         with self._rt.db.transaction() as tx:
             moved = record(tx, [posted.answer for posted in group])
@@ -212,7 +221,7 @@ class Submitter:
                 http_status=posted.answer.http_status,
                 moved=posted.start.job_id in moved,
             )
-        if any(posted.answer.move.to is State.QUEUED for posted in group):
+        if doubted or any(posted.answer.move.to is State.QUEUED for posted in group):
             self._wake()
 
     def _weigh(self, group: Sequence[Posted]) -> None:
