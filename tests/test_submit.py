@@ -353,7 +353,7 @@ def test_a_key_revoked_in_the_middle_costs_few_posts_and_no_job(
 ) -> None:
     """Two processes with a long queue: what was under way is refused, then only the probe knocks; then all goes on."""
     sandbox.faults(latency_s=0.2)
-    jobs = many(rt, caller, 200)
+    jobs = many(rt, caller, 120)
     workers = [start_worker(), start_worker()]
     until(lambda: sandbox.arrivals()["count"] >= 2 * FIRST)
     sandbox.faults(revoked=True)
@@ -370,7 +370,7 @@ def test_a_key_revoked_in_the_middle_costs_few_posts_and_no_job(
     sandbox.faults(revoked=False, latency_s=0)
     resume(rt)
     swept(workers[0], all_are(rt, jobs, State.COMPLETED))
-    assert once_each(sandbox, 200)
+    assert once_each(sandbox, 120)
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -150,6 +150,8 @@ class Submitter:
         if self._stopping or time.monotonic() > begin_by:
             # A process that was held up: others may have used the account's allowance since, or may think us dead.
             posted = Posted(start, _not_sent(start, "it could not be sent in time", due_s=0.0))
+        elif self._doubts:
+            posted = Posted(start, _not_sent(start, "another had just fared badly", due_s=0.0))
         else:
             try:
                 posted = await self._sent(start)

@@ -3,7 +3,8 @@
 FIRST = 20
 """POSTs that leave before anything is known of the provider, and again after a bad answer."""
 
-LARGEST = 400
+LARGEST = 100
+"""One batch: all that one process loses, or has refused, whatever befalls the provider or the key in the middle."""
 
 
 class Window:
