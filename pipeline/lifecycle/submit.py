@@ -77,11 +77,13 @@ class Submitter:
         self._changed = threading.Condition()
         self._stopping = False
         self._calm = True
+        self._full = False  # the window held back what could have been claimed
         self._hungry = False  # there was more to claim than could begin at once
 
     def look(self) -> float | None:
         """Claim what is due and allowed, and start its POSTs. Returns when to look again by itself, in seconds."""
         settings = self._rt.settings
+        self._full = True  # unless the claim below leaves room
         free = self._window.size - len(self._under_way)  # a claim never takes more than can begin at once
         if free <= 0 or self._stopping or self._doubts:  # where one POST fared badly, no others follow unasked
             self._hungry = True  # POSTs that end wake us
@@ -103,6 +105,7 @@ class Submitter:
             )
         self._unclear = ()
         self._calm = claim.calm
+        self._full = len(claim.starts) == at_most
         with self._changed:
             self._under_way.update((start.attempt_id, start) for start in claim.starts)
         for start in claim.starts:
@@ -166,7 +169,7 @@ class Submitter:
         if not abandoned or posted.answer.outcome is not Outcome.LOST:  # that a stop cut it off, the stop has said
             self._answers.put(posted)
         if sign := _sign(posted):
-            self._window.hear(good=sign == "+", under_way=len(self._under_way))
+            self._window.hear(good=sign == "+", full=self._full)
         with self._changed:
             self._under_way.pop(start.attempt_id, None)
             self._changed.notify_all()

@@ -13,17 +13,15 @@ class Window:
 
     A POST without an answer may be a charge to be looked for. All that are under way when the provider stops
     answering become such, and it takes a minute to know: so there shall be few of them, however long the queue.
-    The window grows only while half of it is used and shrinks while less is: about twice what is needed.
+    The window grows only while it is what holds jobs back, and shrinks while it is not: about what is needed.
     """
 
     def __init__(self) -> None:
         self.size = FIRST
 
-    def hear(self, *, good: bool, under_way: int) -> None:
-        """Take one answer into account; *under_way* were so when it came."""
+    def hear(self, *, good: bool, full: bool) -> None:
+        """Take one answer into account; *full* when there was no room for all that could have been claimed."""
         if not good:
             self.size = FIRST
-        elif 2 * under_way >= self.size:
-            self.size = min(self.size + 1, LARGEST)
         else:
-            self.size = max(self.size - 1, FIRST)
+            self.size = min(max(self.size + (1 if full else -1), FIRST), LARGEST)
