@@ -12,7 +12,7 @@ from pipeline.store import account, workers
 from pipeline.store.account import WINDOW_S, Answers, Effect
 from pipeline.store.tables import new_id
 from tests.conftest import Caller
-from tests.factories import at_once, execute, placed, processing, scalar
+from tests.factories import at_once, claimed, execute, placed, processing, queued, scalar
 
 
 def weigh(rt: Runtime, answers: Answers, max_in_flight: int = 100) -> Effect:
@@ -115,6 +115,40 @@ def test_a_refusal_for_concurrency_lowers_a_full_cap_by_one(rt: Runtime, caller:
         placed(rt, caller.service, State.UNKNOWN)
     weigh(rt, Answers(throttled_at=now(rt), concurrency=True), max_in_flight=3)
     assert condition(rt).in_flight_cap == 2
+
+
+def test_posts_that_began_before_the_refused_one_were_taken(rt: Runtime, caller: Caller) -> None:
+    """Their answers are on the way: to count only the answered ones would halve the cap at every refusal."""
+    for _ in range(4):
+        placed(rt, caller.service, State.PROCESSING)
+    for number in range(5):
+        queued(rt, caller.service, f"a lighthouse {number}")
+    *_, refused = sorted(start.started_at for start in claimed(rt, 5))
+    weigh(rt, Answers(throttled_at=refused, concurrency=True))
+    assert condition(rt).in_flight_cap == 8
+
+
+def test_others_refused_beside_it_were_not_taken(rt: Runtime, caller: Caller) -> None:
+    """Of a batch that is refused as a whole nothing runs."""
+    for number in range(5):
+        queued(rt, caller.service, f"a lighthouse {number}")
+    *_, last = sorted(start.started_at for start in claimed(rt, 5))
+    weigh(rt, Answers(throttled_at=last, throttled=4, concurrency=True))
+    assert condition(rt).in_flight_cap == 1
+
+
+def test_a_refusal_now_and_then_does_not_keep_the_cap_down(rt: Runtime, caller: Caller) -> None:
+    """One in fifty POSTs refused, and the cap would end at one: raising it may not wait for a time without any."""
+    for _ in range(100):
+        placed(rt, caller.service, State.PROCESSING)
+    throttled(rt, concurrency=True)
+    execute(rt, "UPDATE account SET cap_changed_at = clock_timestamp() - interval '11 seconds'")
+    throttled(rt, concurrency=True)
+    assert condition(rt).in_flight_cap == 98
+    execute(rt, "UPDATE account SET backoff_until = NULL")
+    queued(rt, caller.service)
+    claimed(rt)
+    assert condition(rt).in_flight_cap == 122
 
 
 def test_the_cap_never_falls_below_one(rt: Runtime) -> None:

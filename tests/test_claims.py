@@ -280,7 +280,7 @@ def test_the_cap_counts_whatever_may_run_at_the_provider(rt: Runtime, caller: Ca
 def test_a_learnt_cap_holds_and_is_regained_step_by_step(
     rt: Runtime, caller: Caller, take: Take, caps: tuple[int, ...], full: int
 ) -> None:
-    """The provider refused more at a time: we believe it, try some more a minute later, and forget it in the end."""
+    """The provider refused more at a time: we believe it, try some more a little later, and forget it in the end."""
     put(rt, caller.service, sum(caps) + 20)
     limits = Limits(1000, full)
     execute(rt, "UPDATE account SET in_flight_cap = :cap, cap_changed_at = clock_timestamp()", cap=caps[0])

@@ -506,7 +506,7 @@ def test_a_refusal_for_too_many_at_a_time_teaches_a_lower_cap(
 def test_a_learnt_cap_is_regained_step_by_step_and_forgotten(
     make_rt: MakeRuntime, web: str, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
 ) -> None:
-    """What was refused once may be allowed a minute later, but not all at once."""
+    """What was refused once may be allowed a little later, but not all at once."""
     rt = make_rt(max_in_flight=12)
     execute(rt, "UPDATE account SET in_flight_cap = 8, cap_changed_at = clock_timestamp()")
     worker = start_worker(rt)

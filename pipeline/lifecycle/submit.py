@@ -242,6 +242,7 @@ class Submitter:
             results="".join(map(_sign, group)),
             accepted_at=max((posted.start.started_at for posted in accepted), default=None),
             throttled_at=max((posted.start.started_at for posted in throttled), default=None),
+            throttled=len(throttled),
             retry_after_s=max((error.retry_after_s for error in refusals if error.retry_after_s), default=None),
             concurrency=any(error.concurrency for error in refusals),
             lost_at=max((posted.start.started_at for posted in lost), default=None),

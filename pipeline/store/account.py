@@ -27,6 +27,7 @@ class Answers:
     results: str = ""  # '+' for each accepted, '-' for each lost or unreachable, in order
     accepted_at: datetime | None = None
     throttled_at: datetime | None = None
+    throttled: int = 1  # how many were refused so, when any was
     retry_after_s: float | None = None
     concurrency: bool = False
     lost_at: datetime | None = None
@@ -42,7 +43,9 @@ class Effect:
 
 _BRAKES = text("""
     SELECT backoff_s, backoff_at, trial, recent, in_flight_cap, clock_timestamp() AS now,
-        (SELECT count(*) FROM jobs WHERE state IN ('processing', 'unknown') AND due_at IS NOT NULL)::int AS running
+        (SELECT count(*) FROM jobs WHERE state IN ('processing', 'unknown') AND due_at IS NOT NULL)::int AS running,
+        (SELECT count(*) FROM jobs WHERE state = 'submitting' AND due_at IS NOT NULL
+            AND submitted_at < :throttled_at)::int AS ahead
     FROM account WHERE id = 1 FOR UPDATE
 """)
 
@@ -52,7 +55,7 @@ _BRAKE = text("""
                              WHEN :recovered THEN NULL ELSE backoff_until END,
         backoff_at = CASE WHEN :braking THEN clock_timestamp() ELSE backoff_at END,
         in_flight_cap = :cap,
-        cap_changed_at = CASE WHEN :cap_lowered THEN clock_timestamp() ELSE cap_changed_at END
+        cap_changed_at = CASE WHEN :learnt THEN clock_timestamp() ELSE cap_changed_at END
     WHERE id = 1
 """)
 
@@ -65,8 +68,12 @@ def weigh(tx: Connection, answers: Answers, *, max_in_flight: int) -> Effect:
     Lost or unreachable, five in a row or more than half of the last twenty: back off likewise, then try with
     one POST; should that be lost too, back off for longer. Answers to POSTs that started before the last backoff
     began, good ones and bad ones, belong to the same incident and change nothing.
+
+    A refusal for concurrency lowers the in-flight cap by one, or to what the provider has taken: what runs, and the
+    POSTs that began before the refused one. Raising the cap again keeps a clock of its own, which no refusal sets
+    back: or a few refusals in a hundred, whatever their cause, would bring it down to one and keep it there.
     """
-    now = tx.execute(_BRAKES).one()
+    now = tx.execute(_BRAKES, {"throttled_at": answers.throttled_at}).one()
     recent = (now.recent + answers.results)[-_RECENT:]
 
     def is_new(at: datetime | None) -> bool:
@@ -75,13 +82,14 @@ def weigh(tx: Connection, answers: Answers, *, max_in_flight: int) -> Effect:
     recovered = is_new(answers.accepted_at)
     backoff_s = 0.0 if recovered and not answers.throttled_at else now.backoff_s
     trial = now.trial and not recovered
-    cap, cap_lowered, wait_s, reason = now.in_flight_cap, False, None, None
+    cap, learnt, wait_s, reason = now.in_flight_cap, False, None, None
 
     if is_new(answers.throttled_at):
         backoff_s = min(max(1.0, backoff_s * 2), WINDOW_S)
         wait_s, reason = answers.retry_after_s or backoff_s, "throttled"
         if answers.concurrency:
-            cap, cap_lowered = max(1, min(cap or max_in_flight, now.running + 1) - 1), True
+            taken = now.running + max(0, now.ahead - (answers.throttled - 1))
+            cap, learnt = max(1, min((cap or max_in_flight) - 1, taken)), cap is None
     elif is_new(answers.lost_at) and (trial or _is_failing(recent)):
         backoff_s = min(max(1.0, backoff_s * 2), WINDOW_S)
         wait_s, reason, trial, recent = backoff_s, "failing", True, ""
@@ -97,7 +105,7 @@ def weigh(tx: Connection, answers: Answers, *, max_in_flight: int) -> Effect:
             "wait_s": wait_s or 0.0,
             "recovered": recovered and not answers.throttled_at,
             "cap": cap,
-            "cap_lowered": cap_lowered,
+            "learnt": learnt,
         },
     )
     return Effect(wait_s, reason)

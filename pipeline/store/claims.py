@@ -17,8 +17,8 @@ from pipeline.store.tables import new_id, one_of
 BATCH = 100
 """The most jobs one claim takes. Written into the statement, so that the planner knows how few it needs."""
 
-_CAP_REGAINED_S = 60
-"""How long after a concurrency refusal the in-flight cap is raised by a quarter again, and again."""
+_CAP_REGAINED_S = 10
+"""How often the in-flight cap that a concurrency refusal taught is raised by a quarter, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
