@@ -374,6 +374,20 @@ def test_logs_are_shown_by_name_and_in_whole_lines(tmp_path: Path) -> None:
 PLACES = environment.Places("http://127.0.0.1:1", "postgresql://ours", "redis://ours", "http://127.0.0.1:2")
 
 
+def test_programs_may_reach_the_servers_through_proxies() -> None:
+    """Who tests what becomes of cut connections must be able to sit between."""
+    places = environment.Places(
+        "http://127.0.0.1:1",
+        "postgresql://me:secret@127.0.0.1:2/postgres",
+        "redis://127.0.0.1:3/0",
+        "http://127.0.0.1:4",
+    )
+    through = places.through({"postgres": 22, "sandbox": 44})
+    assert through.database_url == "postgresql://me:secret@127.0.0.1:22/postgres"
+    assert through.sandbox_url == "http://127.0.0.1:44"
+    assert (through.url, through.broker_url) == (places.url, places.broker_url)
+
+
 def test_what_the_user_has_set_wins_but_not_over_our_servers() -> None:
     """A level to try out, yes; the production database in a forgotten variable, no."""
     own = {"WAVESPEED_LEVEL": "bronze", "DATABASE_URL": "postgresql://production"}

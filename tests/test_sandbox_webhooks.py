@@ -208,6 +208,17 @@ def test_duplicates_are_two_to_four_equal_messages(api: Caller, receiver: Receiv
     assert len({(message.body, message.headers["webhook-signature"]) for message in messages}) == 12
 
 
+def test_the_copies_of_a_webhook_may_come_one_by_one(api: Caller, receiver: Receiver) -> None:
+    """A copy that comes when the first is long forgotten is a copy still."""
+    task = api.start("[sandbox:webhook_duplicate] [sandbox:webhook_spread_s=[0.2, 0.6]]", webhook=receiver.url)
+    rows = eventually(lambda: api.sandbox.deliveries(task))
+    messages = receiver.wait(len(rows))
+    assert len(rows) > 1
+    assert len({message.body for message in messages}) == 1
+    first, *copies = sorted(entry["at"] for row in api.sandbox.deliveries(task) for entry in row["tries"])
+    assert all(at >= first + 0.2 for at in copies)
+
+
 def test_a_stale_webhook_is_authentic_and_too_old(api: Caller, receiver: Receiver, secret: str) -> None:
     """Signed right, out of the window: a hint, not a fact."""
     api.start("[sandbox:webhook_stale]", webhook=receiver.url)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +36,9 @@ def dev(
     workers: Annotated[int, typer.Option(min=1, max=32, help="How many worker processes.")] = 1,
     public_url: Annotated[bool, typer.Option(help="Let the provider call us back, or poll every job.")] = True,
     without: Annotated[list[str] | None, typer.Option(help="A line of the Procfile to leave out; repeatable.")] = None,
+    via: Annotated[
+        list[str] | None, typer.Option(help="NAME=PORT: reach postgres, valkey or sandbox through a proxy; repeatable.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout, once ready.")] = False,
 ) -> None:
     """Run everything on this machine: Postgres, Valkey, the sandbox, web, worker and beat, until Ctrl-C."""
@@ -52,6 +55,7 @@ def dev(
         workers=workers,
         public_url=public_url,
         without=tuple(without or ()),
+        via=_ports(via or ()),
     )
     with (
         StopSignals().caught() as signals,
@@ -62,6 +66,13 @@ def dev(
         print(json.dumps(facts) if json_ else banner(facts), flush=True)
         while True:
             stack.wait(3600.0)
+
+
+def _ports(words: Iterable[str]) -> dict[str, int]:
+    found = dict(word.partition("=")[::2] for word in words)
+    if not {*found} <= {"postgres", "valkey", "sandbox"} or not all(port.isdecimal() for port in found.values()):
+        raise ConfigError("--via: write postgres=PORT, valkey=PORT or sandbox=PORT.")
+    return {name: int(port) for name, port in found.items()}
 
 
 def banner(facts: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,6 +31,15 @@ class Places:
     database_url: str
     broker_url: str
     sandbox_url: str | None  # None: the real service
+
+    def through(self, ports: Mapping[str, int]) -> "Places":
+        """Give the places as they are reached through proxies on this machine, whose ports stand by server."""
+        return replace(
+            self,
+            database_url=_at_port(self.database_url, ports.get("postgres")),
+            broker_url=_at_port(self.broker_url, ports.get("valkey")),
+            sandbox_url=self.sandbox_url and _at_port(self.sandbox_url, ports.get("sandbox")),
+        )
 
 
 def users_own(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -82,6 +91,11 @@ def script(chosen: Mapping[str, str], file: Path) -> str:
     """Write the lines that set up a second terminal: `. DIR/env`."""
     lines = [f"export {name}={_quoted(value)}" for name, value in {**chosen, MARK: str(file)}.items()]
     return "\n".join([*lines, f'export PATH={_quoted(_bin_dir())}:"$PATH"']) + "\n"
+
+
+def _at_port(url: str, port: int | None) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{port}").geturl() if port else url
 
 
 def _quoted(value: str) -> str:

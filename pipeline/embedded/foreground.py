@@ -36,6 +36,7 @@ class Options:
     workers: int = 1
     public_url: bool = True  # False: no webhooks, every job is polled
     without: tuple[str, ...] = ()  # lines of the Procfile to leave out
+    via: Mapping[str, int] = field(default_factory=dict)  # proxies' ports, by the server that programs reach so
     defaults: Mapping[str, str] = field(default_factory=dict)  # more variables, unless the user has set them
     follow: bool = True  # show the programs' logs on stderr
     imitation: bool = False  # never the real service, whatever key the user's environment has
@@ -126,7 +127,7 @@ class Stack:
         self._sandbox_url = None if self.real else f"http://127.0.0.1:{self._sandbox_port}"
         self._chosen = environment.chosen(
             own,
-            environment.Places(self._url, self._postgres.url, self._broker_url, self._sandbox_url),
+            environment.Places(self._url, self._postgres.url, self._broker_url, self._sandbox_url).through(options.via),
             public_url=options.public_url,
             mild=options.defaults,
         )

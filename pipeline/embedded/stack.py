@@ -67,10 +67,13 @@ def running(
     workers: int = 1,
     public_url: bool = True,
     without: tuple[str, ...] = (),
+    via: Mapping[str, int] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[RunningStack]:
     """
     Run a stack; *env* adds to the environment of all its programs.
+
+    *via* names the ports of proxies through which its programs reach postgres, valkey or sandbox.
 
     Raises:
         StackError: It did not start, or left before the end; with the last of what it said.
@@ -81,6 +84,8 @@ def running(
         argv += [] if public_url else ["--no-public-url"]
         for name in without:
             argv += ["--without", name]
+        for name, port in (via or {}).items():
+            argv += ["--via", f"{name}={port}"]
         said, printed = room / "said", room / "printed"
         program = Program(
             name="dev",

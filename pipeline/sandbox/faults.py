@@ -122,6 +122,7 @@ class Fate:
     webhook_drop: bool
     webhook_duplicate: bool
     copies: int  # of a duplicated webhook: 2 to 4
+    spread_s: tuple[float, ...]  # when each copy comes, after the first
     webhook_delay_s: float
     webhook_early: bool
     webhook_forge: bool
@@ -174,6 +175,7 @@ class Faults:
     webhook_drop: Share = 0.0
     webhook_duplicate: Share = 0.0
     webhook_delay_s: Span = (0.0, 0.0)
+    webhook_spread_s: Span = (0.0, 0.0)  # each copy of a duplicated webhook comes so much later
     webhook_early: Share = 0.0
     webhook_forge: Share = 0.0
     webhook_stale: Share = 0.0
@@ -203,7 +205,10 @@ class Faults:
     def roll(self, dice: random.Random) -> Fate:
         """Draw what befalls one task. Always the same number of throws, so that one fault never shifts another."""
         drawn: dict[str, Any] = {name: _throw(getattr(self, name), dice) for name in _ROLLED}
-        return Fate(**drawn, keeps_task=dice.random() < 0.5, copies=dice.randint(2, 4))
+        keeps_task, copies = dice.random() < 0.5, dice.randint(2, 4)
+        low, high = self.webhook_spread_s
+        spread_s = tuple(low + (high - low) * dice.random() for _ in range(3))
+        return Fate(**drawn, keeps_task=keeps_task, copies=copies, spread_s=spread_s)
 
     def allowance(self) -> Limits:
         """The limits in force."""

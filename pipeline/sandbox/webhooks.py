@@ -32,6 +32,7 @@ class Delivery:
     task: Task
     kind: str  # true, duplicate, stale, forged or resent
     timestamp: int
+    after_s: float = 0.0  # a copy that comes later than the first
     state: str = "pending"  # then delivered, failed or dropped
     signature: str = ""
     tries: list[dict[str, object]] = field(default_factory=list)
@@ -93,10 +94,11 @@ class Courier:
             first = self._open(task, "true", event_time)
         deliveries = [first]
         if fate.webhook_duplicate:
-            deliveries += [self._open(task, "duplicate", first.timestamp) for _ in range(fate.copies - 1)]
+            copies = fate.spread_s[: fate.copies - 1]
+            deliveries += [self._open(task, "duplicate", first.timestamp, after_s=after_s) for after_s in copies]
         if fate.webhook_forge:
             deliveries.insert(0, self._open(task, "forged", event_time))  # first, so that a gullible receiver falls
-        await asyncio.gather(*(self._try(delivery) for delivery in deliveries))
+        await asyncio.gather(*(self._try(delivery) for delivery in deliveries if not delivery.after_s))
         task.wake()
         await asyncio.gather(*(self._retry(delivery) for delivery in deliveries))
 
@@ -138,14 +140,17 @@ class Courier:
         if self._session is not None:
             await self._session.close()
 
-    def _open(self, task: Task, kind: str, timestamp: int) -> Delivery:
+    def _open(self, task: Task, kind: str, timestamp: int, *, after_s: float = 0.0) -> Delivery:
         self._number += 1
-        delivery = Delivery(str(self._number), task, kind, timestamp)
+        delivery = Delivery(str(self._number), task, kind, timestamp, after_s)
         self._log.append(delivery)
         return delivery
 
     async def _retry(self, delivery: Delivery) -> None:
         faults = self._faults_of(delivery.task)
+        if delivery.after_s:
+            await asyncio.sleep(delivery.after_s)
+            await self._try(delivery)
         for factor in () if delivery.kind == "forged" else BACKOFF:  # a forger knocks once
             if delivery.state == "delivered":
                 return
