@@ -16,6 +16,7 @@ from pipeline.lifecycle.reconcile import Reconciler
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from pipeline.store import reading, workers
+from pipeline.store.alarms import DEAD_AFTER_S
 from pipeline.store.tables import new_id
 from pipeline.threads import Loop
 from pipeline.worker import Worker
@@ -596,6 +597,23 @@ def test_one_process_at_a_time_reads_the_list_and_a_dead_one_holds_nobody_up(
         assert len(server.requests) > before
         loop.run(provider.close())
         loop.stop()
+
+
+def test_the_jobs_of_a_look_that_never_ended_are_due_as_soon_as_another_may_look(
+    make_rt: MakeRuntime, caller: Caller, start_worker: StartWorker
+) -> None:
+    """The process was killed, or the database restarted, in the middle: nobody else knows that they are left."""
+    release = threading.Event()
+    with wire(held(release)) as server:
+        rt = make_rt(wavespeed_base_url=server.url, unknown_patience_s=600)
+        job = unknown(rt, caller.service)
+        look_now(rt)
+        worker = start_worker(rt)
+        swept(worker, lambda: len(server.requests) == 1)
+        due_s = "SELECT extract(epoch FROM due_at - clock_timestamp()) FROM jobs WHERE id = :id"
+        assert scalar(rt, due_s, id=job.job_id) <= DEAD_AFTER_S
+        release.set()
+        worker.stop()
 
 
 def test_a_refused_list_halts_the_account(

@@ -27,6 +27,12 @@ log = telemetry.get(__name__)
 
 AT_ONCE = 500
 LEASE_S = 120.0
+TAKEN_S = 10.0
+"""
+How long the jobs of one look are not due, unless it says otherwise. Not as long as a look may last: nobody else looks
+meanwhile, by the lease; but what a look leaves unsaid, because its process or the database died, must not wait for it.
+"""
+
 WINDOW_SLACK = timedelta(seconds=2)
 CLOCK_SLACK = timedelta(seconds=1)  # the provider's Date header has whole seconds only
 UNKNOWN_CLOCK_SLACK = timedelta(minutes=15)
@@ -60,7 +66,7 @@ class Reconciler:
         with self._rt.db.transaction() as tx:
             if not account.lease_list(tx, self._worker_id, lease_s=LEASE_S, dead_after_s=DEAD_AFTER_S):
                 return None
-            lost = missing.claim_missing(tx, at_most=AT_ONCE, lease_s=LEASE_S)
+            lost = missing.claim_missing(tx, at_most=AT_ONCE, lease_s=TAKEN_S)
             now = missing.now(tx)
         clock = _Clock(now)
         try:
