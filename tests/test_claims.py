@@ -276,11 +276,14 @@ def test_the_cap_counts_whatever_may_run_at_the_provider(rt: Runtime, caller: Ca
     assert len(take(limits=Limits(1000, 2)).starts) == 2
 
 
-@pytest.mark.parametrize(("caps", "full"), [((2, 3, 4, 5, 5), 5), ((8, 10, 12, 15, 16, 16), 16)])
+@pytest.mark.parametrize(
+    ("refused_s_ago", "caps", "full"),
+    [(9, (2, 3, 4, 5, 5), 5), (9, (8, 10, 12, 15, 16, 16), 16), (11, (2, 4, 5, 5), 5), (11, (3, 6, 12, 16, 16), 16)],
+)
 def test_a_learnt_cap_holds_and_is_regained_step_by_step(
-    rt: Runtime, caller: Caller, take: Take, caps: tuple[int, ...], full: int
+    rt: Runtime, caller: Caller, take: Take, refused_s_ago: float, caps: tuple[int, ...], full: int
 ) -> None:
-    """The provider refused more at a time: we believe it, try some more a little later, and forget it in the end."""
+    """The provider refused more at a time: we believe it, and try some more later, much more if all is quiet."""
     put(rt, caller.service, sum(caps) + 20)
     limits = Limits(1000, full)
     execute(rt, "UPDATE account SET in_flight_cap = :cap, cap_changed_at = clock_timestamp()", cap=caps[0])
@@ -288,7 +291,9 @@ def test_a_learnt_cap_holds_and_is_regained_step_by_step(
         assert len(take(limits=limits).starts) == cap
         assert take(limits=limits).starts == ()
         settle(rt)
-        execute(rt, "UPDATE account SET cap_changed_at = cap_changed_at - interval '61 s'")
+        refused = "UPDATE account SET cap_changed_at = clock_timestamp() - interval '11 s', backoff_until = NULL,"
+        refused += " backoff_at = clock_timestamp() - make_interval(secs => :s)"
+        execute(rt, refused, s=refused_s_ago)
     assert scalar(rt, "SELECT in_flight_cap FROM account") is None
 
 

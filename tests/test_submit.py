@@ -508,7 +508,7 @@ def test_a_learnt_cap_is_regained_step_by_step_and_forgotten(
 ) -> None:
     """What was refused once may be allowed a little later, but not all at once."""
     rt = make_rt(max_in_flight=12)
-    execute(rt, "UPDATE account SET in_flight_cap = 8, cap_changed_at = clock_timestamp()")
+    execute(rt, "UPDATE account SET in_flight_cap = 4, cap_changed_at = clock_timestamp()")
     worker = start_worker(rt)
     caps = []
     for number in range(4):
@@ -517,7 +517,7 @@ def test_a_learnt_cap_is_regained_step_by_step_and_forgotten(
         swept(worker, lambda job_id=job_id: state(rt, job_id) == State.COMPLETED)  # type: ignore[misc]
         caps.append(account(rt).in_flight_cap)
 
-    assert caps == [10, None, None, None]
+    assert caps == [8, None, None, None]
 
 
 # Nothing was sent, or nobody knows

@@ -18,7 +18,7 @@ BATCH = 100
 """The most jobs one claim takes. Written into the statement, so that the planner knows how few it needs."""
 
 _CAP_REGAINED_S = 10
-"""How often the in-flight cap that a concurrency refusal taught is raised by a quarter, in seconds."""
+"""How often the in-flight cap that a concurrency refusal taught is raised, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ _LOCK = text("""
            extract(epoch FROM a.backoff_until - clock_timestamp())::float8 AS backoff_s,
            a.pacer IS NULL OR a.pacer = :worker_id OR a.pacer_until < clock_timestamp() AS may_pace,
            a.cap_changed_at < clock_timestamp() - make_interval(secs => :cap_regained_s) AS cap_may_grow,
+           a.backoff_at > clock_timestamp() - make_interval(secs => :cap_regained_s) IS TRUE AS just_refused,
            (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted)
                <= statement_timestamp() IS TRUE AS backlog
     FROM account a WHERE a.id = 1 FOR UPDATE
@@ -150,7 +151,8 @@ def claim(
 
     cap = limits.max_in_flight
     if account.in_flight_cap is not None:
-        cap = _regain(tx, account.in_flight_cap, cap) if account.cap_may_grow else min(cap, account.in_flight_cap)
+        learnt = account.in_flight_cap
+        cap = _regain(tx, learnt, cap, gently=account.just_refused) if account.cap_may_grow else min(cap, learnt)
     at_most = min(at_most, BATCH)
     attempt_ids = attempt_ids or [new_id() for _ in range(at_most)]
     rows = tx.execute(
@@ -215,13 +217,13 @@ def _pace(tx: Connection, worker_id: UUID, wait_s: float) -> float:
     return wait_s
 
 
-def _regain(tx: Connection, learnt: int, full: int) -> int:
+def _regain(tx: Connection, learnt: int, full: int, *, gently: bool) -> int:
     """
-    Raise the learnt in-flight cap by a quarter, at least by one; forget it when it is the level's own again.
+    Double the learnt in-flight cap, or raise it *gently* by a quarter; forget it when it is the level's own again.
 
     By one only, one refusal while few tasks ran would keep an account of thousands slow for days.
     """
-    cap = learnt + max(1, learnt // 4)
+    cap = learnt + (max(1, learnt // 4) if gently else learnt)
     tx.execute(
         text("UPDATE account SET in_flight_cap = :cap, cap_changed_at = clock_timestamp() WHERE id = 1"),
         {"cap": cap if cap < full else None},
