@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from pipeline.store.tables import new_id
+from pipeline.store.workers import DEAD
 
 WINDOW_S = 60.0
 """The provider's limits reset every minute: no backoff needs to be longer. Source: account-levels."""
@@ -239,14 +240,12 @@ def keep_secret(tx: Connection, secret: str) -> bool:
     return True
 
 
-_TAKE_LEASE = text("""
+_TAKE_LEASE = text(f"""
     UPDATE account SET reconciler = :worker_id, reconciler_until = clock_timestamp() + make_interval(secs => :lease_s)
     WHERE id = 1 AND halted_reason IS NULL
       AND (reconciler IS NULL OR reconciler = :worker_id OR reconciler_until < clock_timestamp()
            OR NOT EXISTS (
-               SELECT 1 FROM workers w WHERE w.id = account.reconciler
-                 AND greatest(w.beat_at, pg_postmaster_start_time())
-                     >= clock_timestamp() - make_interval(secs => :dead_after_s)))
+               SELECT 1 FROM workers w WHERE w.id = account.reconciler AND NOT {DEAD}))
     RETURNING id
 """)
 

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 from pipeline.jobs import State, Via
 from pipeline.store import budgets
 from pipeline.store.moves import Move, advance
+from pipeline.store.workers import DEAD
 
 DEAD_AFTER_S = 15.0
 """A worker that has not renewed its heartbeat for so long is taken for dead. False suspicion is harmless."""
@@ -46,7 +47,7 @@ def due(tx: Connection) -> list[str]:
     return [duty for duty, is_due in found._mapping.items() if is_due]
 
 
-_LOST_CLAIMS = text("""
+_LOST_CLAIMS = text(f"""
     WITH dead AS (
         SELECT a.id AS attempt_id, j.id AS job_id, a.outcome,
                j.due_at <= statement_timestamp() AS lease_over
@@ -54,9 +55,7 @@ _LOST_CLAIMS = text("""
         JOIN attempts a ON a.id = j.current_attempt
         LEFT JOIN workers w ON w.id = a.worker_id
         WHERE j.state = 'submitting' AND j.due_at IS NOT NULL  -- always true: the index has that predicate
-          AND (j.due_at <= statement_timestamp() OR w.id IS NULL
-               OR greatest(w.beat_at, pg_postmaster_start_time())
-                  < statement_timestamp() - make_interval(secs => :dead_after_s))
+          AND (j.due_at <= statement_timestamp() OR w.id IS NULL OR {DEAD})
         ORDER BY j.id LIMIT 1000 FOR UPDATE OF a SKIP LOCKED  -- whose answer is just being recorded is not dead
     ), ended AS (
         UPDATE attempts a SET outcome = 'lost', ended_at = clock_timestamp(),

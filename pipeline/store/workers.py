@@ -7,6 +7,16 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 
+DEAD = """(w.beat_at < statement_timestamp() - make_interval(secs => :dead_after_s)
+    AND pg_postmaster_start_time() < statement_timestamp() - make_interval(secs => :dead_after_s / 2))"""
+"""
+An SQL condition: worker `w` is not heard any more. While the database was away nobody could be.
+
+After its start the living are heard again within one heartbeat, so half the time is enough: were it the whole, a
+database that restarts again and again would keep the dead alive.
+"""
+
+
 def beat(tx: Connection, worker_id: UUID) -> float | None:
     """Say that this process lives. Returns the seconds since anybody swept, or None if nobody ever did."""
     statement = text("""
