@@ -128,6 +128,17 @@ def test_posts_that_began_before_the_refused_one_were_taken(rt: Runtime, caller:
     assert condition(rt).in_flight_cap == 8
 
 
+def test_a_learnt_cap_falls_by_one_for_one_refusal(rt: Runtime, caller: Caller) -> None:
+    """The others under way were within the cap: the next ones to be answered may be those that began later."""
+    throttled(rt, concurrency=True)
+    execute(rt, "UPDATE account SET in_flight_cap = 5, backoff_until = NULL")
+    for number in range(5):
+        queued(rt, caller.service, f"a lighthouse {number}")
+    refused, *_ = sorted(start.started_at for start in claimed(rt, 5))
+    weigh(rt, Answers(throttled_at=refused, concurrency=True))
+    assert condition(rt).in_flight_cap == 4
+
+
 def test_others_refused_beside_it_were_not_taken(rt: Runtime, caller: Caller) -> None:
     """Of a batch that is refused as a whole nothing runs."""
     for number in range(5):

@@ -46,7 +46,7 @@ _BRAKES = text("""
     SELECT backoff_s, backoff_at, trial, recent, in_flight_cap, clock_timestamp() AS now,
         (SELECT count(*) FROM jobs WHERE state IN ('processing', 'unknown') AND due_at IS NOT NULL)::int AS running,
         (SELECT count(*) FROM jobs WHERE state = 'submitting' AND due_at IS NOT NULL
-            AND submitted_at < :throttled_at)::int AS ahead
+            AND (in_flight_cap IS NOT NULL OR submitted_at < :throttled_at))::int AS ahead
     FROM account WHERE id = 1 FOR UPDATE
 """)
 
@@ -70,9 +70,10 @@ def weigh(tx: Connection, answers: Answers, *, max_in_flight: int) -> Effect:
     one POST; should that be lost too, back off for longer. Answers to POSTs that started before the last backoff
     began, good ones and bad ones, belong to the same incident and change nothing.
 
-    A refusal for concurrency lowers the in-flight cap by one, or to what the provider has taken: what runs, and the
-    POSTs that began before the refused one. Raising the cap again keeps a clock of its own, which no refusal sets
-    back: or a few refusals in a hundred, whatever their cause, would bring it down to one and keep it there.
+    A refusal for concurrency lowers the in-flight cap by one, or to what else is in flight; the first one to what the
+    provider must have taken: what runs, and the POSTs that began before the refused one. Raising the cap again keeps
+    a clock of its own, which no refusal sets back: or a few refusals in a hundred, whatever their cause, would bring
+    it down to one and keep it there.
     """
     now = tx.execute(_BRAKES, {"throttled_at": answers.throttled_at}).one()
     recent = (now.recent + answers.results)[-_RECENT:]

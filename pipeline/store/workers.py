@@ -6,7 +6,6 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-
 DEAD = """(w.beat_at < statement_timestamp() - make_interval(secs => :dead_after_s)
     AND pg_postmaster_start_time() < statement_timestamp() - make_interval(secs => :dead_after_s / 2))"""
 """
