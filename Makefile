@@ -1,8 +1,9 @@
 # Everything here needs Python >= 3.11 and nothing else: `make demo` first.
-# Variables: PYTHON (which Python makes .venv), ARGS (for `pipeline dev`), PYTEST_ARGS.
+# Variables: PYTHON (which Python makes .venv), ARGS (for `pipeline dev`), PYTEST_ARGS,
+# CHAOS_S, CHAOS_JOBS, CHAOS_LIST_INPUT (on, off), CHAOS_SEED, CHAOS_ARGS (see benchmarks/CHAOS.md).
 
 BIN := .venv/bin
-.PHONY: setup demo dev test test-rabbitmq lint format clean
+.PHONY: setup demo dev test test-rabbitmq chaos chaos-lost lint format clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.run  ## the virtual environment, with what runs the product on this machine
@@ -27,6 +28,16 @@ test-rabbitmq: .venv/.dev  ## the same product on RabbitMQ; wants Debian's rabbi
 	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || .ci/install rabbitmq-server
 	$(BIN)/python -m pytest -m rabbitmq $(PYTEST_ARGS)
 
+CHAOS_S ?= 600
+CHAOS_JOBS ?= 10000
+CHAOS_LIST_INPUT ?= on
+chaos: .venv/.dev  ## every trouble at once, then the judgement; the table is saved in .chaos
+	$(BIN)/python -m tests.chaos --seconds $(CHAOS_S) --jobs $(CHAOS_JOBS) --list-input $(CHAOS_LIST_INPUT) \
+		--seed '$(CHAOS_SEED)' $(CHAOS_ARGS)
+
+chaos-lost: .venv/.dev  ## 200 jobs at a provider that loses a third of its answers
+	$(BIN)/python -m tests.chaos --lost --seed '$(CHAOS_SEED)' $(CHAOS_ARGS)
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,5 +48,5 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .dev build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .dev .chaos build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

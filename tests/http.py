@@ -42,11 +42,12 @@ def request(
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
     try:
         target = parts.path + (f"?{parts.query}" if parts.query else "")
+        connection.connect()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it hung up: its answer may say why
             connection.request(method, target, body, sent, encode_chunked=chunked)  # type: ignore[arg-type]
         response = connection.getresponse()
         return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-    except (OSError, http.client.ResponseNotReady):
+    except (OSError, http.client.HTTPException):
         return Answer(0, {}, b"")
     finally:
         connection.close()
@@ -57,6 +58,13 @@ def get(url: str, *, key: str | None = None) -> Answer:
     return request("GET", url, key=key)
 
 
-def post(url: str, body: Any = None, headers: Mapping[str, str] | None = None, *, key: str | None = None) -> Answer:
+def post(
+    url: str,
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    key: str | None = None,
+    timeout_s: float = 30.0,
+) -> Answer:
     """POST."""
-    return request("POST", url, body, headers, key=key)
+    return request("POST", url, body, headers, key=key, timeout_s=timeout_s)

@@ -1,0 +1,34 @@
+"""
+The chaos suite's short form: the same stack, callers, troubles and judgement as `make chaos`, for a minute.
+
+How soon it recovers is measured by `make chaos`, and printed; here only the promises are judged.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import table
+from tests.chaos.run import Plan, run
+
+pytestmark = pytest.mark.xdist_group("stack")
+
+SHORT = Plan(
+    seconds=50.0,
+    jobs=600,
+    seed="short",
+    workers=2,
+    env={"UNKNOWN_PATIENCE_S": "10", "POLL_AFTER_S": "5"},  # what is left is settled sooner
+)
+
+
+@pytest.mark.timeout(420)
+def test_a_minute_of_every_trouble_at_once_breaks_no_promise(tmp_path: Path) -> None:
+    """Nothing lost, nothing paid twice, nothing believed that was forged: whatever is killed, cut, flushed or held."""
+    result = run(SHORT, tmp_path / "data", print)
+
+    assert result.clean, table.markdown(result)
+    assert len(result.evidence.jobs) > 500
+    assert sum(result.troubles.values()) >= 10, result.troubles
+    assert result.recovery.kills >= 2
+    assert {row["kind"] for row in result.evidence.deliveries} >= {"true", "duplicate", "forged"}
