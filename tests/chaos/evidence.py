@@ -70,6 +70,7 @@ def living(database_url: str) -> dict[str, int]:
         return dict(connection.execute(query).fetchall())
 
 
-def as_json(evidence: Evidence) -> str:
-    """All of it, for whoever wants to find out what happened."""
-    return json.dumps(evidence, default=lambda one: sorted(one) if isinstance(one, set) else vars(one))
+def as_json(evidence: Evidence, **more: object) -> str:
+    """All of it, and whatever else is known, for whoever wants to find out what happened."""
+    known = {"evidence": evidence, **more}
+    return json.dumps(known, default=lambda one: sorted(one) if isinstance(one, set | frozenset) else vars(one))

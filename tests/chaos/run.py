@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.chaos.clients import Clients
 from tests.chaos.evidence import Evidence
 from tests.chaos.proxy import Proxy
 from tests.chaos.recovery import Recovery
-from tests.chaos.troubles import FAULTS, Troubles
+from tests.chaos.troubles import FAULTS, Kill, Troubles
 from tests.chaos.verdict import Breaches
 
 TOLD_EVERY_S = 10.0
@@ -58,6 +58,7 @@ class Result:
     breaches: Breaches
     recovery: Recovery
     troubles: Counter[str]
+    kills: Sequence[Kill]
     answers: Counter[int]  # the callers', by HTTP status; 0 is none
     settled_s: float  # from the first order to the last job's end
 
@@ -109,6 +110,7 @@ def run(plan: Plan, data: Path, say: Callable[[str], None]) -> Result:
         breaches=verdict.judge(found, list_input=plan.list_input),
         recovery=recovery.measure(found, troubles.kills),
         troubles=troubles.counts,
+        kills=troubles.kills,
         answers=clients.answers,
         settled_s=settled_s,
     )
