@@ -14,11 +14,11 @@ from tests.chaos.run import Plan, run
 pytestmark = pytest.mark.xdist_group("stack")
 
 SHORT = Plan(
-    seconds=50.0,
+    seconds=45.0,
     jobs=600,
     seed="short",
     workers=2,
-    env={"UNKNOWN_PATIENCE_S": "10", "POLL_AFTER_S": "5"},  # what is left is settled sooner
+    env={"UNKNOWN_PATIENCE_S": "10", "POLL_AFTER_S": "4"},  # what is left is settled sooner
 )
 
 
@@ -29,6 +29,6 @@ def test_a_minute_of_every_trouble_at_once_breaks_no_promise(tmp_path: Path) -> 
 
     assert result.clean, table.markdown(result)
     assert len(result.evidence.jobs) > 500
-    assert sum(result.troubles.values()) >= 10, result.troubles
+    assert sum(result.troubles.values()) >= 6, result.troubles
     assert result.recovery.kills >= 2
     assert {row["kind"] for row in result.evidence.deliveries} >= {"true", "duplicate", "forged"}

@@ -21,6 +21,7 @@ from pipeline.embedded import environment, ports, procfile, scratch, supervisor
 from pipeline.embedded import postgres as embedded_postgres
 from pipeline.embedded import valkey as embedded_valkey
 from pipeline.embedded.accounts import account_for, can_run, copy_for_all
+from pipeline.embedded.dev import dev
 from pipeline.embedded.logs import Logs
 from pipeline.embedded.processes import Program, Server, StackError, wait_until
 from pipeline.errors import ConfigError
@@ -372,6 +373,13 @@ def test_logs_are_shown_by_name_and_in_whole_lines(tmp_path: Path) -> None:
 
 
 PLACES = environment.Places("http://127.0.0.1:1", "postgresql://ours", "redis://ours", "http://127.0.0.1:2")
+
+
+@pytest.mark.parametrize("words", [["mysql=1"], ["postgres"], ["postgres=here"]])
+def test_a_proxy_is_named_by_server_and_port(words: list[str]) -> None:
+    """A slip of the pen must not silently leave the proxy out."""
+    with pytest.raises(ConfigError, match="--via"):
+        dev(via=words)
 
 
 def test_programs_may_reach_the_servers_through_proxies() -> None:

@@ -80,6 +80,7 @@ def run(plan: Plan, data: Path, say: Callable[[str], None]) -> Result:
         provider = Sandbox(running.sandbox_url)
         seed = int.from_bytes(plan.seed.encode()[-7:])
         provider.faults(**(plan.faults or FAULTS), list_input=plan.list_input, seed=seed)
+        provider.set_balance(float(plan.jobs))  # enough for every job, and no reason to halt
         clients = Clients(
             f"http://127.0.0.1:{proxy.ports['web']}",
             running.api_key,
