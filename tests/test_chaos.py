@@ -29,6 +29,6 @@ def test_a_minute_of_every_trouble_at_once_breaks_no_promise(tmp_path: Path) -> 
 
     assert result.clean, table.markdown(result)
     assert len(result.evidence.jobs) > 500
-    assert sum(result.troubles.values()) >= 6, result.troubles
+    assert len(result.troubles) >= 6, result.troubles
     assert result.recovery.kills >= 2
     assert {row["kind"] for row in result.evidence.deliveries} >= {"true", "duplicate", "forged"}

@@ -58,7 +58,7 @@ def main() -> int:
     print(f"\n{text}\nsaved in {report}")
     if broken:
         file = report.with_suffix(".json")
-        file.write_text(as_json(result.evidence, kills=result.kills))
+        file.write_text(as_json(result.evidence, kills=result.kills, troubles=sorted(result.troubles)))
         print(f"BROKEN. The evidence is in {file}, the database and the logs are in {chosen.data}", file=sys.stderr)
     return int(broken)
 

@@ -57,7 +57,7 @@ class Result:
     evidence: Evidence
     breaches: Breaches
     recovery: Recovery
-    troubles: Counter[str]
+    troubles: Sequence[tuple[float, str]]  # when, and what
     kills: Sequence[Kill]
     answers: Counter[int]  # the callers', by HTTP status; 0 is none
     settled_s: float  # from the first order to the last job's end
@@ -110,7 +110,7 @@ def run(plan: Plan, data: Path, say: Callable[[str], None]) -> Result:
         evidence=found,
         breaches=verdict.judge(found, list_input=plan.list_input),
         recovery=recovery.measure(found, troubles.kills),
-        troubles=troubles.counts,
+        troubles=troubles.made,
         kills=troubles.kills,
         answers=clients.answers,
         settled_s=settled_s,
@@ -177,7 +177,7 @@ class _Progress:
         left = self._living()
         states = "Postgres is away" if left is None else ", ".join(f"{n} {state}" for state, n in sorted(left.items()))
         accepted, kills = self._clients.accepted, len(self._troubles.kills)
-        made = sum(self._troubles.counts.values())
+        made = len(self._troubles.made)
         return (
             f"{time.monotonic() - self._start:5.0f} s: {accepted} accepted; {states or 'all settled'};"
             f" {made} troubles, {kills} kills"

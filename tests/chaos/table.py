@@ -59,7 +59,7 @@ def _facts(result: Result) -> Iterable[str]:
         yield f"| SIGKILLs of workers · with jobs · their jobs | {kills} |"
         times = _dots(*(f"{measured.quantile(q):.1f} s" for q in (0.5, 0.95, 1.0)))
         yield f"| from a kill to the first rung, p50 · p95 · worst | {times} |"
-    for trouble, count in sorted(result.troubles.items()):
+    for trouble, count in sorted(Counter(what for _, what in result.troubles).items()):
         yield f"| {trouble} | {count} |"
 
 

@@ -6,7 +6,6 @@ import random
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -39,7 +38,7 @@ BROKER_EVERY_S = (5.0, 30.0)
 CONNECTIONS_EVERY_S = (3.0, 12.0)
 OTHERS_EVERY_S = (20.0, 60.0)
 OUTAGE_S = (1.0, 5.0)
-HALF_OPEN_S = (1.0, 12.0)
+HALF_OPEN_S = (1.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Troubles:
         self._stack = stack
         self._proxy = proxy
         self._over = threading.Event()
-        self.counts: Counter[str] = Counter()
+        self.made: list[tuple[float, str]] = []  # when each began (Unix time), and what it was
         self.kills: list[Kill] = []
         self._failed: list[BaseException] = []
         acts: dict[str, tuple[tuple[float, float], Callable[[random.Random], str]]] = {
@@ -95,9 +94,10 @@ class Troubles:
 
     def _make(self, every_s: tuple[float, float], act: Callable[[random.Random], str], dice: random.Random) -> None:
         while not self._over.wait(dice.uniform(*every_s)):
+            began = time.time()
             try:
                 if done := act(dice):
-                    self.counts[done] += 1
+                    self.made.append((began, done))
             except Exception as error:
                 self._failed.append(error)
                 return
