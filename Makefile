@@ -3,7 +3,7 @@
 # CHAOS_S, CHAOS_JOBS, CHAOS_LIST_INPUT (on, off), CHAOS_SEED, CHAOS_ARGS (see benchmarks/CHAOS.md).
 
 BIN := .venv/bin
-.PHONY: setup demo dev test test-rabbitmq chaos chaos-lost lint format clean
+.PHONY: setup demo dev test test-rabbitmq stateful chaos chaos-lost lint format clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.run  ## the virtual environment, with what runs the product on this machine

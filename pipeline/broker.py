@@ -27,7 +27,12 @@ def make_celery(broker_url: str) -> Celery:
         broker_connection_max_retries=None,
         broker_pool_limit=2,
         broker_transport_options=(
-            {"socket_connect_timeout": 2, "socket_keepalive": True, "health_check_interval": 10}
+            {
+                "visibility_timeout": 60,  # a message that a killed worker had is delivered again; each may come twice
+                "socket_connect_timeout": 2,
+                "socket_keepalive": True,
+                "health_check_interval": 10,
+            }
             if broker_url.startswith("redis")
             else {}
         ),

@@ -67,26 +67,43 @@ def test_whatever_happens_in_whatever_order_every_promise_is_kept(
         run_state_machine_as_test(machine, settings=ANY)
 
 
-GUARDS = {
-    "the fence of a move": ("AND (w.attempt_id IS NULL OR w.attempt_id = j.current_attempt)", "", "current attempt"),
-    "the table of legal moves": ("""(l."from" || '>' || w."to") = ANY(%(legal)s)""", "true", "legal"),
-    "the table of legal verdicts": ("(k.state || '>' || %(to)s) = ANY(%(legal)s)", "true", "legal"),
-    "the fence of a verdict": (
-        "AND (k.current OR %(to)s = 'completed' OR k.state <> ALL(%(in_flight)s))",
-        "",
-        "current attempt",
-    ),
-    "what is known of an attempt": ("AND (a.outcome IS NULL OR a.outcome IN ('lost', 'absent'))", "", "an attempt is"),
-}
+LONG = pytest.mark.long
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.parametrize(
+    ("cut", "instead", "promise"),
+    [
+        pytest.param("""(l."from" || '>' || w."to") = ANY(%(legal)s)""", "true", "legal", id="legal moves"),
+        pytest.param("(k.state || '>' || %(to)s) = ANY(%(legal)s)", "true", "legal", id="legal verdicts"),
+        pytest.param(
+            "AND (w.attempt_id IS NULL OR w.attempt_id = j.current_attempt)",
+            "",
+            "current attempt",
+            id="fence of a move",
+            marks=LONG,
+        ),
+        pytest.param(
+            "AND (k.current OR %(to)s = 'completed' OR k.state <> ALL(%(in_flight)s))",
+            "",
+            "current attempt",
+            id="fence of a verdict",
+            marks=LONG,
+        ),
+        pytest.param(
+            "AND (a.outcome IS NULL OR a.outcome IN ('lost', 'absent'))",
+            "",
+            "an attempt is",
+            id="what is known of an attempt",
+            marks=LONG,
+        ),
+        pytest.param("reserved = p.reserved - f.freed", "reserved = p.reserved", "reserved", id="money given back"),
+    ],
+)
 def test_the_machine_finds_what_is_wrong_where_a_guard_is_missing(
-    make_rt: MakeRuntime, caller: Caller, provider: Provider, guard: str
+    make_rt: MakeRuntime, caller: Caller, provider: Provider, cut: str, instead: str, promise: str
 ) -> None:
     """A search that finds nothing has only shown something if it would have found it."""
-    cut, instead, promise = GUARDS[guard]
     sound = make_rt(wavespeed_base_url=f"{provider.url}/person", unknown_patience_s=20.0)
     database = Sabotaged(sound.settings.database_url, cut, instead)
     with (

@@ -13,6 +13,7 @@ from itertools import groupby
 from uuid import UUID
 
 from pipeline import models, telemetry
+from pipeline.broker import SWEEP_S
 from pipeline.errors import KeyRefused, ProviderError, Rejected
 from pipeline.predictions import Prediction
 from pipeline.runtime import Runtime
@@ -40,6 +41,7 @@ MAX_PAGES = 100
 PAGE_SIZE = 100
 LONGEST_DELAY_S = 3600.0
 GIVEN_UP_AFTER_S = 7 * 86400.0  # the provider keeps nothing for longer: then only a person can end it
+UNREAD_S = 10.0  # at most so long until a list that could not be read is asked for again
 UNREADABLE_FOR_S = 3600.0
 
 
@@ -76,7 +78,9 @@ class Reconciler:
         finally:
             with self._rt.db.transaction() as tx:
                 account.end_lease(tx, self._worker_id)
-        return 0.0 if len(lost) == AT_ONCE else None
+                next_s = missing.next_look_s(tx)
+        # Soon again without waiting for a sweep: what was lost a moment ago is mostly found at the second look.
+        return None if next_s is None or next_s > SWEEP_S else max(next_s, 0.0)
 
     def _look_for(self, model: str, lost: Sequence[Missing], clock: "_Clock") -> None:
         """Read the list once for all lost attempts of one model, and conclude for each."""
@@ -86,7 +90,8 @@ class Reconciler:
         except ProviderError as error:
             log.warning("reconcile.list_unread", model=model, count=len(lost), why=error.code)
             with self._rt.db.transaction() as tx:
-                missing.postpone(tx, lost, max(error.retry_after_s or 0.0, 5.0))
+                again_s = max(error.retry_after_s or 0.0, min(max(lost[0].age_s / 4, 1.0), UNREAD_S))
+                missing.unread(tx, lost, next_s=again_s, why=error.code)
                 for one in lost:
                     if one.age_s > self._rt.settings.unknown_patience_s + UNREADABLE_FOR_S:
                         self._hold(tx, one, f"the provider's list could not be read ({error.code})")

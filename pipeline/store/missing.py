@@ -212,10 +212,33 @@ def hold(tx: Connection, missing: Missing, reason: str) -> bool:
     return tx.execute(_HOLD, parameters).first() is not None
 
 
-def postpone(tx: Connection, missing: Sequence[Missing], next_s: float) -> None:
-    """The list could not be read: nothing is concluded, look again in *next_s* seconds."""
-    statement = text("""
-        UPDATE jobs SET due_at = clock_timestamp() + make_interval(secs => :next_s)
-        WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'unknown'
-    """)
-    tx.execute(statement, {"ids": [str(one.job_id) for one in missing], "next_s": next_s})
+_UNREAD = text("""
+    WITH asked AS (
+        SELECT j.id, NOT EXISTS (SELECT 1 FROM events e WHERE e.job_id = j.id AND e.seq = j.last_seq
+                                                          AND e.kind = 'attempt.look_failed') AS news
+        FROM jobs j WHERE j.id = ANY(CAST(:ids AS uuid[])) AND j.state = 'unknown' ORDER BY j.id FOR UPDATE
+    ), later AS (
+        UPDATE jobs j SET due_at = clock_timestamp() + make_interval(secs => :next_s),
+                          last_seq = j.last_seq + a.news::int
+        FROM asked a WHERE j.id = a.id RETURNING j.id, j.last_seq, a.news
+    )
+    INSERT INTO events (job_id, seq, at, kind, data)
+    SELECT id, last_seq, clock_timestamp(), 'attempt.look_failed', jsonb_build_object('why', CAST(:why AS text))
+    FROM later WHERE news
+""")
+
+
+def unread(tx: Connection, missing: Sequence[Missing], *, next_s: float, why: str) -> None:
+    """
+    The list could not be read: nothing is concluded, look again in *next_s* seconds.
+
+    It stands in the history once, however often it fails in a row.
+    """
+    tx.execute(_UNREAD, {"ids": [str(one.job_id) for one in missing], "next_s": next_s, "why": why})
+
+
+def next_look_s(tx: Connection) -> float | None:
+    """In how many seconds the next unknown job is to be looked for; None when there is none."""
+    statement = text("SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8 FROM jobs WHERE state = :s")
+    wait_s: float | None = tx.execute(statement, {"s": State.UNKNOWN}).scalar_one()
+    return wait_s

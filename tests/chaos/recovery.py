@@ -14,7 +14,7 @@ from tests.chaos.troubles import Kill
 
 P95_S = 30.0
 WORST_S = 60.0
-_RUNGS = {"attempt.looked_for", "job.processing", "job.completed", "job.failed", "job.queued"}
+_RUNGS = {"attempt.looked_for", "attempt.look_failed", "job.processing", "job.completed", "job.failed", "job.queued"}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ PROMISES: Mapping[str, str] = {
     "what must be told is planned once, and nothing else": """
         SELECT coalesce(e.job_id, n.job_id), coalesce(e.kind, n.event) FROM
             (SELECT * FROM events WHERE kind = ANY(:told)) e
-            FULL JOIN notifications n ON n.job_id = e.job_id AND n.seq = e.seq AND n.event = e.kind
+            FULL JOIN (SELECT * FROM notifications WHERE job_id IS NOT NULL) n
+            ON n.job_id = e.job_id AND n.seq = e.seq AND n.event = e.kind
         GROUP BY 1, 2, e.seq, n.seq HAVING count(e.job_id) <> 1 OR count(n.id) <> 1
     """,
     "an attempt is accepted when it has a task": """
@@ -73,14 +74,29 @@ PROMISES: Mapping[str, str] = {
         SELECT job_id, 'called' FROM events GROUP BY job_id
         HAVING count(*) FILTER (WHERE kind = 'job.needs_decision') > count(*) FILTER (WHERE kind = 'job.unknown')
     """,
-    "a double charge is said, of no task twice": """
-        SELECT job_id, string_agg(coalesce(said, 'accepted'), ' ') FROM (
-            SELECT job_id, NULL AS said FROM attempts WHERE outcome = 'accepted'
-            UNION ALL SELECT job_id, data ->> 'prediction_id' FROM events WHERE kind = 'job.charged_twice') t
-        GROUP BY job_id
-        HAVING count(said) < count(*) FILTER (WHERE said IS NULL) - 1 OR count(said) <> count(DISTINCT said)
+    "each charge beside the first is said once": """
+        SELECT j.id, a.accepted || ' accepted, said ' || e.said FROM jobs j,
+            LATERAL (SELECT count(*) AS accepted FROM attempts WHERE job_id = j.id AND outcome = 'accepted') a,
+            LATERAL (SELECT count(*) AS said FROM events WHERE job_id = j.id AND kind = 'job.charged_twice') e
+        WHERE e.said <> greatest(a.accepted - 1, 0)
     """,
-    # Money belongs here: what is reserved is the price of the jobs that are not final yet.
+    "a job has its price reserved while it is not over": """
+        SELECT id, state || ' ' || reserved FROM jobs
+        WHERE reserved <> CASE WHEN due_at IS NOT NULL THEN price ELSE 0 END
+          AND NOT (state = 'expired' AND reserved = 0)  -- never submitted, or long ago
+    """,
+    "a budget has reserved what its jobs have": """
+        SELECT NULL::uuid, b.scope || ' ' || b.period FROM budgets b
+        WHERE b.reserved <> (SELECT coalesce(sum(reserved), 0) FROM jobs j
+                             WHERE b.scope IN ('account', j.service_id::text))
+    """,
+    "no more is spent than was accepted, and no less than was completed": """
+        SELECT NULL::uuid, b.scope || ' ' || b.spent FROM budgets b
+        WHERE b.spent > (SELECT coalesce(sum(j.price), 0) FROM attempts a JOIN jobs j ON j.id = a.job_id
+                         WHERE a.outcome = 'accepted')
+           OR b.spent < (SELECT coalesce(sum(price), 0) FROM jobs WHERE state = 'completed' AND NOT EXISTS (
+                             SELECT 1 FROM events e WHERE e.job_id = jobs.id AND e.kind = 'job.expired'))
+    """,
 }
 
 _BROKEN = text(

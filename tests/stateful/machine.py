@@ -115,7 +115,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.final: dict[UUID, Any] = {}
         self.ledger = truth.Ledger()
         self.provider.forget()
-        truth.empty(self.rt)
+        truth.empty(self.rt, self.service.id)
         for process in self.fleet.submits:
             process.revive()
 

@@ -2,12 +2,14 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from pipeline.runtime import Runtime
+from pipeline.store import budgets
 from tests.factories import execute, scalar
 from tests.stateful.provider import Provider, Task
 
@@ -30,13 +32,24 @@ def age(rt: Runtime, by_s: float) -> None:
             tx.execute(text(f"UPDATE {table} SET {moved}"), {"by_s": by_s})
 
 
-def empty(rt: Runtime) -> None:
-    """No job, and an account that nothing ever happened to. The service stays."""
+def empty(rt: Runtime, service_id: UUID) -> None:
+    """No job, and an account that nothing ever happened to. The service stays, with budgets that nothing exceeds."""
     with rt.db.transaction() as tx:
-        for table in ("callbacks", "notifications", "events", "idempotency_keys", "attempts", "jobs", "workers"):
+        for table in (
+            "budgets",
+            "callbacks",
+            "notifications",
+            "events",
+            "idempotency_keys",
+            "attempts",
+            "jobs",
+            "workers",
+        ):
             tx.execute(text(f"DELETE FROM {table}"))
         tx.execute(text("DELETE FROM account"))
         tx.execute(text("INSERT INTO account (id) VALUES (1)"))
+        budgets.open_(tx, budgets.ACCOUNT, "month", Decimal(1000))
+        budgets.open_(tx, str(service_id), "day", Decimal(1000))
 
 
 def allow_one_start(rt: Runtime) -> None:
