@@ -38,6 +38,10 @@ chaos: .venv/.dev  ## every trouble at once, then the judgement; the table is sa
 chaos-lost: .venv/.dev  ## 200 jobs at a provider that loses a third of its answers
 	$(BIN)/python -m tests.chaos --lost --seed '$(CHAOS_SEED)' $(CHAOS_ARGS)
 
+stateful: .venv/.dev  ## a long search for an order of events that breaks a promise
+	STATEFUL_EXAMPLES=$${STATEFUL_EXAMPLES:-2000} STATEFUL_STEPS=$${STATEFUL_STEPS:-60} \
+		$(BIN)/python -m pytest -n 2 -m "long or not long" tests/test_stateful.py
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

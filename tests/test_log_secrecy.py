@@ -12,7 +12,7 @@ from pipeline.settings import load
 from pipeline.store import schema, services
 from pipeline.store.database import Database
 from tests.conftest import WEBHOOK_SECRET
-from tests.factories import encoded, prediction, processing, signed, submitting, until
+from tests.factories import encoded, prediction, priced, processing, signed, submitting, until
 from tests.http import get, post, request
 from tests.serving import serving
 
@@ -38,6 +38,7 @@ def test_the_log_keeps_every_secret_whatever_is_asked(
     with database.transaction() as tx:
         key = services.create(tx, "shop")
         service = services.by_name(tx, "shop")
+        priced(tx)
         tx.exec_driver_sql("ALTER TABLE jobs ADD CONSTRAINT unlucky CHECK (priority <> 7)")
     assert key
     assert service
