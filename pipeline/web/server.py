@@ -1,0 +1,32 @@
+"""The app inside a worker process of granian's, as the Procfile starts it."""
+
+import signal
+import threading
+import time
+
+from flask import Flask
+
+from pipeline.web import create_app
+
+_STOP = {signal.SIGTERM, signal.SIGINT}
+
+
+def app() -> Flask:
+    """
+    Build the app, in a process that hears a signal to stop once.
+
+    Platforms send SIGTERM to all processes at once, and granian's parent passes its own on: a worker gets two.
+    Granian 2.8 hangs at the second one, and the requests under way are cut off. So the signal is blocked, here
+    before there are other threads to inherit that, and a thread of ours takes it and calls granian's handler, once.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+    threading.Thread(target=_pass_on_the_first, name="signals", daemon=True).start()
+    return create_app()
+
+
+def _pass_on_the_first() -> None:
+    number = signal.sigwait(_STOP)
+    while (handler := signal.getsignal(number)) in {signal.SIG_DFL, signal.default_int_handler}:
+        time.sleep(0.05)  # granian is about to begin
+    if callable(handler):
+        handler(number, None)
