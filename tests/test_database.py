@@ -15,7 +15,7 @@ from pipeline.runtime import Runtime
 from pipeline.settings import load
 from pipeline.store.database import Database, Transaction
 from tests.factories import at_once, until
-from tests.proxy import Proxy, proxy
+from tests.postgres_proxy import Proxy, proxy
 from tests.test_wavespeed import closed_port
 
 

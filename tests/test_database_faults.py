@@ -41,7 +41,7 @@ from tests.factories import (
     until,
 )
 from tests.http import Answer, request
-from tests.proxy import Proxy, proxy
+from tests.postgres_proxy import Proxy, proxy
 from tests.serving import serving
 from tests.test_submit import all_are, many, once_each, states, suspect
 

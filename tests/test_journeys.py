@@ -106,7 +106,7 @@ def test_workers_killed_twice_during_their_posts_cost_no_job_and_no_second_charg
     with journey(faults, workers=2) as it:
         for round_ in ("first", "second"):
             before = it.provider.arrivals()["count"]
-            it.enqueue(50, f"{round_} round")
+            it.enqueue(25, f"{round_} round")
             until(lambda: it.provider.arrivals()["count"] > before + 10)  # noqa: B023
             it.stack.kill("worker")
         it.all_complete()

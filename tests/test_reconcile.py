@@ -402,6 +402,7 @@ def test_a_list_that_cannot_be_read_proves_nothing(
 
     assert state(rt, job_id) == State.UNKNOWN
     assert happened(rt, job_id, "attempt.looked_for") == []
+    assert happened(rt, job_id, "attempt.look_failed") == [{"why": "provider_unavailable"}]
 
     sandbox.faults(read_500=0)
     look_now(rt)
