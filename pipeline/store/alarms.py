@@ -23,18 +23,33 @@ ASK_EXPIRED_FOR_S = 86_400.0
 """How long after its deadline an expired job's task is still asked about, in seconds: its result was paid for."""
 
 
+LONGEST_WRITE_S = 15.0
+"""A job that came by a transaction longer than this may be claimed only after the next sweep."""
+
 # min() and not EXISTS: it can only be read off the index. Of a table where half the rows are due, EXISTS expects to
 # find one on the first page, and reads them all when they happen to lie at the end.
+#
+# While somebody holds a snapshot, an index keeps an entry for whatever was due since. So what is found here is noted:
+# those who look many times a second need not step over what was due before, as alarms are never set into the past.
 _DUE = text("""
-    UPDATE account SET swept_at = clock_timestamp() WHERE id = 1
+    WITH first AS MATERIALIZED (
+        SELECT (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND NOT admitted) AS unadmitted,
+               (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted) AS queued,
+               (SELECT min(due_at) FROM jobs WHERE state = 'submitting') AS submitting,
+               (SELECT min(due_at) FROM jobs WHERE state = 'processing') AS processing,
+               (SELECT min(due_at) FROM jobs WHERE state = 'unknown') AS unknown,
+               (SELECT min(due_at) FROM jobs WHERE state = 'expired') AS expired,
+               statement_timestamp() - make_interval(secs => :longest_write_s) AS known_until
+    )
+    UPDATE account SET swept_at = clock_timestamp(),
+        queued_from = least(first.queued, known_until),
+        in_flight_from = least(first.submitting, first.processing, first.unknown, known_until)
+    FROM first WHERE id = 1
     RETURNING
-        (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND NOT admitted)
-            <= statement_timestamp() IS TRUE AS admit,
-        (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted)
-            <= statement_timestamp() IS TRUE AS submit,
-        least((SELECT min(due_at) FROM jobs WHERE state = 'processing'),
-              (SELECT min(due_at) FROM jobs WHERE state = 'expired')) <= statement_timestamp() IS TRUE AS poll,
-        (SELECT min(due_at) FROM jobs WHERE state = 'unknown') <= statement_timestamp() IS TRUE AS reconcile,
+        first.unadmitted <= statement_timestamp() IS TRUE AS admit,
+        first.queued <= statement_timestamp() IS TRUE AS submit,
+        least(first.processing, first.expired) <= statement_timestamp() IS TRUE AS poll,
+        first.unknown <= statement_timestamp() IS TRUE AS reconcile,
         halted_reason IS NOT NULL AND probe_at <= statement_timestamp() AS probe,
         webhook_secrets = '[]' OR secrets_fetched_at IS NULL
             OR secrets_fetched_at < statement_timestamp() - make_interval(secs => :secret_age_s) AS secrets
@@ -43,7 +58,7 @@ _DUE = text("""
 
 def due(tx: Connection) -> list[str]:
     """Which duties have something to do now, by name; remembers when the sweep last ran."""
-    found = tx.execute(_DUE, {"secret_age_s": SECRET_AGE_S}).one()
+    found = tx.execute(_DUE, {"secret_age_s": SECRET_AGE_S, "longest_write_s": LONGEST_WRITE_S}).one()
     return [duty for duty, is_due in found._mapping.items() if is_due]
 
 

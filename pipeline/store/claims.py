@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -55,7 +55,8 @@ _LOCK = text("""
            a.pacer IS NULL OR a.pacer = :worker_id OR a.pacer_until < clock_timestamp() AS may_pace,
            a.cap_changed_at < clock_timestamp() - make_interval(secs => :cap_regained_s) AS cap_may_grow,
            a.backoff_at > clock_timestamp() - make_interval(secs => :cap_regained_s) IS TRUE AS just_refused,
-           (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted)
+           a.queued_from, a.in_flight_from,
+           (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted AND due_at >= a.queued_from)
                <= statement_timestamp() IS TRUE AS backlog
     FROM account a WHERE a.id = 1 FOR UPDATE
 """)
@@ -63,7 +64,7 @@ _LOCK = text("""
 _HEAD = f"""
     SELECT id, price, priority, due_at FROM jobs
     WHERE service_id = s.id AND state = 'queued' AND admitted
-      AND due_at <= statement_timestamp() AND deadline_at > statement_timestamp()
+      AND due_at BETWEEN :queued_from AND statement_timestamp() AND deadline_at > statement_timestamp()
     ORDER BY priority DESC, due_at LIMIT {BATCH}
 """
 
@@ -81,9 +82,9 @@ _CLAIM = text(f"""
     ), used AS MATERIALIZED (
         SELECT coalesce(sum(n), 0)::int AS starts,
                extract(epoch FROM min(oldest) - statement_timestamp())::float8 AS oldest_s,
-               (SELECT count(*) FROM jobs WHERE {one_of("state", IN_FLIGHT)} AND due_at IS NOT NULL
+               (SELECT count(*) FROM jobs WHERE {one_of("state", IN_FLIGHT)} AND due_at >= :in_flight_from
                   AND held_at IS NULL)::int AS in_flight,  -- what waits for a person must not block the others
-               (SELECT count(*) FROM jobs WHERE state = 'submitting' AND due_at IS NOT NULL)::int AS submitting
+               (SELECT count(*) FROM jobs WHERE state = 'submitting' AND due_at >= :in_flight_from)::int AS submitting
         FROM recent
     ), turns AS (  -- fair by weight over the last minute's starts; priority orders a service's own jobs only
         SELECT q.id, q.price, (coalesce(r.n, 0) + q.place)::float8 / s.weight AS turn
@@ -164,6 +165,8 @@ def claim(
             "quota": limits.submits_per_minute,
             "cap": cap,
             "trial": account.trial,
+            "queued_from": account.queued_from,
+            "in_flight_from": account.in_flight_from,
             "lease_s": lease_s,
             "attempt_ids": [str(attempt_id) for attempt_id in attempt_ids],
             "tokens": [secrets.token_urlsafe(24) for _ in range(at_most)],
@@ -187,7 +190,7 @@ def claim(
 def cheapest(tx: Connection) -> Decimal | None:
     """The lowest price, in USD, of the jobs that a claim would choose from; None when no price is known."""
     statement = text(f"SELECT min(queue.price) FROM services s CROSS JOIN LATERAL ({_HEAD}) queue")
-    found: Decimal | None = tx.execute(statement).scalar_one()
+    found: Decimal | None = tx.execute(statement, {"queued_from": datetime.fromtimestamp(0, UTC)}).scalar_one()
     return found
 
 

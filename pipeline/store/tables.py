@@ -90,6 +90,7 @@ class Base(DeclarativeBase):
 
 
 NOW = func.clock_timestamp()
+LONG_AGO = text("to_timestamp(0)")
 
 
 class ServiceRow(Base):
@@ -298,6 +299,9 @@ class AccountRow(Base):
     reconciler: Mapped[UUID | None]  # the worker that reads the provider's list
     reconciler_until: Mapped[datetime | None]
     swept_at: Mapped[datetime | None]
+    # Low-water marks of alarms: no claimable job, and none in flight, is due before. See `alarms.due`.
+    queued_from: Mapped[datetime] = mapped_column(server_default=LONG_AGO)
+    in_flight_from: Mapped[datetime] = mapped_column(server_default=LONG_AGO)
 
 
 class PriceRow(Base):

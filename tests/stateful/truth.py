@@ -19,7 +19,7 @@ _TIMES = {
     "workers": ("started_at", "beat_at"),
     "account": (
         *("backoff_until", "backoff_at", "cap_changed_at", "probe_at", "polls_paid_until"),
-        *("pacer_until", "reconciler_until", "swept_at"),
+        *("pacer_until", "reconciler_until", "swept_at", "queued_from", "in_flight_from"),
     ),
 }
 
