@@ -22,6 +22,7 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
         The names of the duties woken.
     """
     with rt.db.transaction() as tx:
+        workers.bury_neighbours(tx)
         abandoned = alarms.give_up_claims(tx)
     with rt.db.transaction() as tx:  # each by itself: budgets are locked after jobs, and not together with the account
         expired = alarms.expire_queued(tx)

@@ -26,11 +26,11 @@ from pipeline.threads import Duty, Loop
 
 log = telemetry.get(__name__)
 
-HEARTBEAT_S = 5.0
+HEARTBEAT_S = 3.0
 HEARTBEAT_PATIENCE_S = 3
 """A silent connection must be noticed, and replaced, before others take this process for dead."""
 
-UNSWEPT_S = 1.5 * SWEEP_S
+UNSWEPT_S = 1.2 * SWEEP_S
 """When nobody swept for so long, beat or the broker is away, and workers sweep by themselves."""
 
 STOP_S = 18.0

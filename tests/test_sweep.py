@@ -1,5 +1,7 @@
 """The sweep: what was forgotten, dropped or left by the dead is found by its alarm; two sweeps are as good as one."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from uuid import UUID
@@ -205,3 +207,25 @@ def test_the_sweep_remembers_when_it_ran_and_forgets_the_long_dead(rt: Runtime) 
 
     assert account(rt).swept_at
     assert scalar(rt, "SELECT count(*) FROM workers") == 1
+
+
+def test_a_neighbour_that_is_gone_is_not_waited_for(rt: Runtime, caller: Caller) -> None:
+    """On one machine nobody needs a heartbeat to see that a process has ended."""
+    job = submitting(rt, caller.service)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+
+    sweep(rt, lambda *names: None)
+    assert state(rt, job.job_id) == State.SUBMITTING, "its process lives: it is this one"
+
+    execute(rt, "UPDATE workers SET pid = :pid", pid=ended.pid)
+    sweep(rt, lambda *names: None)
+    assert state(rt, job.job_id) == State.UNKNOWN
+
+
+def test_a_process_elsewhere_is_judged_by_its_heartbeat_alone(rt: Runtime, caller: Caller) -> None:
+    """Its number means another process here, or none."""
+    job = submitting(rt, caller.service)
+    execute(rt, "UPDATE workers SET pid = 4194304, place = 'elsewhere'")
+    sweep(rt, lambda *names: None)
+    assert state(rt, job.job_id) == State.SUBMITTING

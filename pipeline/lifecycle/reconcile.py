@@ -27,7 +27,12 @@ from pipeline.wavespeed import WaveSpeed
 log = telemetry.get(__name__)
 
 AT_ONCE = 500
-LEASE_S = 120.0
+LEASE_S = 10.0
+"""
+How long one process has the list to itself, from each page on. A second reader would do no harm but double the reads;
+what one that was killed leaves undone must not wait until it is taken for dead.
+"""
+
 TAKEN_S = 10.0
 """
 How long the jobs of one look are not due, unless it says otherwise. Not as long as a look may last: nobody else looks
@@ -66,7 +71,7 @@ class Reconciler:
     def look(self) -> float | None:
         """Take the unknown jobs whose time has come and look for each; again at once while there are more."""
         with self._rt.db.transaction() as tx:
-            if not account.lease_list(tx, self._worker_id, lease_s=LEASE_S, dead_after_s=DEAD_AFTER_S):
+            if not self._lease(tx):
                 return None
             lost = missing.claim_missing(tx, at_most=AT_ONCE, lease_s=TAKEN_S)
             now = missing.now(tx)
@@ -81,6 +86,9 @@ class Reconciler:
                 next_s = missing.next_look_s(tx)
         # Soon again without waiting for a sweep: what was lost a moment ago is mostly found at the second look.
         return None if next_s is None or next_s > SWEEP_S else max(next_s, 0.0)
+
+    def _lease(self, tx: Transaction) -> bool:
+        return account.lease_list(tx, self._worker_id, lease_s=LEASE_S, dead_after_s=DEAD_AFTER_S)
 
     def _look_for(self, model: str, lost: Sequence[Missing], clock: "_Clock") -> None:
         """Read the list once for all lost attempts of one model, and conclude for each."""
@@ -198,6 +206,8 @@ class Reconciler:
         first, last = min(window[0] for window in windows), max(window[1] for window in windows)
         items: list[Prediction] = []
         for number in range(1, MAX_PAGES + 1):
+            with self._rt.db.transaction() as tx:
+                self._lease(tx)
             page = self._loop.run(
                 self._provider.list(
                     model=model, created_after=first, created_before=last, page=number, page_size=PAGE_SIZE

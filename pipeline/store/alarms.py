@@ -11,7 +11,7 @@ from pipeline.store import budgets
 from pipeline.store.moves import Move, advance
 from pipeline.store.workers import DEAD
 
-DEAD_AFTER_S = 15.0
+DEAD_AFTER_S = 12.0
 """A worker that has not renewed its heartbeat for so long is taken for dead. False suspicion is harmless."""
 
 

@@ -345,5 +345,6 @@ class WorkerRow(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     host: Mapped[str]
     pid: Mapped[int]
+    place: Mapped[str | None]  # where that pid means something: boot and namespace
     started_at: Mapped[datetime] = mapped_column(server_default=NOW)
     beat_at: Mapped[datetime] = mapped_column(server_default=NOW)

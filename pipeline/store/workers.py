@@ -2,6 +2,8 @@
 
 import os
 import socket
+from functools import cache
+from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -20,20 +22,46 @@ def beat(tx: Connection, worker_id: UUID) -> float | None:
     """Say that this process lives. Returns the seconds since anybody swept, or None if nobody ever did."""
     statement = text("""
         WITH beat AS (
-            INSERT INTO workers (id, host, pid) VALUES (:id, :host, :pid)
+            INSERT INTO workers (id, host, pid, place) VALUES (:id, :host, :pid, :place)
             ON CONFLICT (id) DO UPDATE SET beat_at = clock_timestamp()
         )
         SELECT extract(epoch FROM clock_timestamp() - swept_at)::float8 FROM account WHERE id = 1
     """)
-    swept: float | None = tx.execute(
-        statement, {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid()}
-    ).scalar_one()
+    who = {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid(), "place": _place()}
+    swept: float | None = tx.execute(statement, who).scalar_one()
     return swept
 
 
 def leave(tx: Connection, worker_id: UUID) -> None:
     """Stop being a worker: whatever this process still holds counts as abandoned from now on."""
     tx.execute(text("DELETE FROM workers WHERE id = :id"), {"id": worker_id})
+
+
+def bury_neighbours(tx: Connection) -> None:
+    """Drop the rows of processes of this machine that are gone: nobody need wait until they are not heard any more."""
+    rows = tx.execute(text("SELECT id, pid FROM workers WHERE place = :place"), {"place": _place()})
+    gone = [str(row.id) for row in rows if not _is_running(row.pid)]
+    if gone:
+        tx.execute(text("DELETE FROM workers WHERE id = ANY(CAST(:ids AS uuid[]))"), {"ids": gone})
+
+
+@cache
+def _place() -> str | None:
+    """Where a process id means what it means here: this boot of this machine, this namespace. None: nobody can tell."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def forget_dead(tx: Connection) -> None:

@@ -1,0 +1,21 @@
+"""workers.place: neighbours on one machine see each other's end at once.
+
+A column without a default on a small table. The previous release keeps working: it never names it, and a worker
+without a place is taken for dead by its heartbeat alone.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0009_places"
+down_revision = "0008_low_water"
+
+SCHEMA = "pipeline"
+
+
+def upgrade() -> None:
+    op.add_column("workers", sa.Column("place", sa.Text(), nullable=True), schema=SCHEMA)
+
+
+def downgrade() -> None:
+    op.drop_column("workers", "place", schema=SCHEMA)
