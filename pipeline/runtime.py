@@ -12,7 +12,7 @@ from pipeline.nudges import Nudger
 from pipeline.settings import Settings, load
 from pipeline.store import account
 from pipeline.store.database import PATIENCE_S, Database
-from pipeline.wavespeed import Timeouts, WaveSpeed
+from pipeline.wavespeed import WaveSpeed
 
 SECRETS_REREAD_S = 5.0
 """How old the webhook secrets a process knows may be: a rotation is taken over within this time."""
@@ -39,7 +39,12 @@ class Runtime:
         """The webhook secrets, as this process knows them."""
         return Secrets(self.settings, self.db)
 
-    def provider(self, timeouts: Timeouts | None = None) -> WaveSpeed:
+    @cached_property
+    def price_pause(self) -> "Pause":
+        """How long the provider is not asked for prices by this process."""
+        return Pause()
+
+    def provider(self) -> WaveSpeed:
         """
         A client of the provider's API.
 
@@ -49,7 +54,7 @@ class Runtime:
         key = self.settings.wavespeed_api_key
         if key is None:
             raise ConfigError("WAVESPEED_API_KEY: is missing; workers pay with it. See https://wavespeed.ai/accesskey")
-        return WaveSpeed(key.get_secret_value(), self.settings.wavespeed_base_url, timeouts=timeouts)
+        return WaveSpeed(key.get_secret_value(), self.settings.wavespeed_base_url)
 
     def webhook_for(self, token: str) -> str | None:
         """Where the provider is to call back for one attempt; None without a public address: then we poll."""
@@ -59,6 +64,22 @@ class Runtime:
     def unix_time() -> int:
         """Now, in seconds, as signatures count it."""
         return int(time.time())
+
+
+class Pause:
+    """What failed a moment ago is left alone for a while: those who wait for it would queue up behind one another."""
+
+    def __init__(self) -> None:
+        self._until = float("-inf")
+
+    @property
+    def over(self) -> bool:
+        """Whether it may be tried."""
+        return time.monotonic() > self._until
+
+    def begin(self, seconds: float) -> None:
+        """Leave it alone for so long, from now on."""
+        self._until = time.monotonic() + seconds
 
 
 class Secrets:

@@ -190,7 +190,9 @@ def test_while_the_price_cannot_be_asked_a_caller_with_a_budget_is_told_to_try_a
     assert scalar(rt, "SELECT count(*) FROM jobs") == 1
 
 
-def test_an_old_price_will_do_while_the_provider_cannot_be_asked(rt: Runtime, caller: Caller, sandbox: Sandbox) -> None:
+def test_an_old_price_will_do_while_the_provider_cannot_be_asked(
+    rt: Runtime, make_rt: MakeRuntime, caller: Caller, sandbox: Sandbox
+) -> None:
     """Better yesterday's price than no jobs today; asked again it is the new one."""
     limit(rt, "10")
     ask(rt, caller.service, "openai/dall-e-3")
@@ -198,6 +200,7 @@ def test_an_old_price_will_do_while_the_provider_cannot_be_asked(rt: Runtime, ca
     sandbox.faults(revoked=True)
     assert float(row(rt, ask(rt, caller.service, "openai/dall-e-3")).price) == 0.03
     sandbox.faults(revoked=False)
+    rt = make_rt()  # the first does not ask again so soon
     assert float(row(rt, ask(rt, caller.service, "openai/dall-e-3")).price) == 0.04
 
 
@@ -462,3 +465,20 @@ def test_the_operator_is_told_of_each_halt_and_each_end_of_one(
     assert scalar(rt, told) == ["account.halted", "account.resumed"]
     said = "SELECT data FROM notifications WHERE event = 'account.halted'"
     assert scalar(rt, said).items() >= {"reason": "insufficient_credits", "balance_usd": 0.05}.items()
+
+
+def test_callers_do_not_queue_up_behind_a_price_that_does_not_come(
+    rt: Runtime, caller: Caller, sandbox: Sandbox
+) -> None:
+    """Each would wait for the others' time-outs as well as for its own."""
+    execute(rt, "DELETE FROM prices")
+    limit(rt, "10")
+    sandbox.faults(revoked=True)
+
+    def refused(number: int) -> bool:
+        with pytest.raises(Unavailable):
+            queued(rt, caller.service, f"a lighthouse {number}")
+        return True
+
+    assert all(at_once(refused, 6))
+    assert sandbox.arrivals()["refused"]["price"] == 1

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from pipeline import models
-from pipeline.errors import BudgetExceeded, FieldError, InvalidInput, MalformedRequest, Unavailable
+from pipeline.errors import BudgetExceeded, ConfigError, FieldError, InvalidInput, MalformedRequest, Unavailable
 from pipeline.lifecycle import quote
 from pipeline.runtime import Runtime
 from pipeline.store import budgets, intake
@@ -133,10 +133,10 @@ def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | Non
     try:
         job_id, stored = _stored(rt, job, key, fingerprint)
     except _PriceWanted:
-        quote.ask_now(rt, job.model, job.input)
         try:
+            quote.ask_now(rt, job.model, job.input)
             job_id, stored = _stored(rt, job, key, fingerprint, however_old=True)
-        except _PriceWanted:
+        except (_PriceWanted, ConfigError):  # or there is no key in this process to ask with
             raise Unavailable("The provider cannot be asked now what this costs, and a budget hangs on it.") from None
     if stored:
         rt.nudge("submit" if stored.priced else "admit")

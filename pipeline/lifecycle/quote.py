@@ -7,68 +7,71 @@ from decimal import Decimal
 from typing import Any
 
 from pipeline import prices, telemetry
-from pipeline.errors import ProviderError, Rejected
+from pipeline.errors import Rejected
 from pipeline.runtime import Runtime
 from pipeline.store import prices as price_list
 from pipeline.store.prices import Question
-from pipeline.wavespeed import Timeouts, WaveSpeed
+from pipeline.wavespeed import WaveSpeed
 
 log = telemetry.get(__name__)
 
 AT_ONCE = 8
 
-_SHORTLY = Timeouts(connect_s=2.0, read_s=5.0)
+ASK_S = 6.0
+"""How long the provider may take to name prices, in seconds: for longer jobs shall not wait for that alone."""
+
+SPARED_S = 5.0
+"""When it could not be asked while a caller waited, the next callers do not wait for it for so long."""
+
 _one_at_a_time = threading.Lock()
 
 
-async def ask(rt: Runtime, provider: WaveSpeed, wanted: Mapping[Question, Mapping[str, Any]]) -> None:
+async def ask(rt: Runtime, provider: WaveSpeed, wanted: Mapping[Question, Mapping[str, Any]]) -> bool:
     """
     Ask for the price of each of *wanted* (an example of its inputs is the value), and keep the answers.
 
-    What the provider cannot be asked for now stays as it was.
+    Returns:
+        Whether all were answered within ASK_S. What was not stays as it was.
     """
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def one(model: str, model_input: Mapping[str, Any]) -> Decimal | ProviderError | None:
+    async def one(question: Question) -> Decimal | None:
         async with gate:
             try:
-                return await provider.price(model, prices.question(model_input))
+                return await provider.price(question[0], prices.question(wanted[question]))
             except Rejected:
                 return None  # it names no price for this
-            except ProviderError as error:
-                return error
 
-    answers = await asyncio.gather(*(one(model, example) for (model, _), example in wanted.items()))
-    told = dict(zip(wanted, answers, strict=True))
-    found = {question: answer for question, answer in told.items() if not isinstance(answer, ProviderError)}
+    asked = {asyncio.create_task(one(question)): question for question in wanted}
+    done, late = await asyncio.wait(asked, timeout=ASK_S)
+    for task in late:
+        task.cancel()
+    found = {asked[task]: task.result() for task in done if task.exception() is None}
     if found:
         await asyncio.to_thread(_keep, rt, found)
-    for (model, _), answer in told.items():
-        shown = {"why": answer.code} if isinstance(answer, ProviderError) else {"usd": answer and float(answer)}
-        log.info("price.asked", model=model, **shown)
+    for (model, _), usd in found.items():
+        log.info("price.asked", model=model, usd=None if usd is None else float(usd))
+    if missed := len(asked) - len(found):
+        log.warning("price.not_told", count=missed, late=len(late))
+    return not missed
 
 
 def ask_now(rt: Runtime, model: str, model_input: Mapping[str, Any]) -> None:
-    """
-    Ask for one price while a caller waits: shortly, and one at a time, for the others want the same.
-
-    Raises:
-        ConfigError: There is no API key in this process.
-    """
+    """Ask for one price while a caller waits: one at a time, for the others want the same."""
     question = (model, prices.key(model_input))
 
-    async def asked() -> None:
-        provider = rt.provider(_SHORTLY)
+    async def asked() -> bool:
+        provider = rt.provider()
         try:
-            await ask(rt, provider, {question: model_input})
+            return await ask(rt, provider, {question: model_input})
         finally:
             await provider.close()
 
     with _one_at_a_time:
         with rt.db.transaction() as tx:
             known = price_list.known(tx, [question]).get(question)
-        if known is None or not known.fresh:
-            asyncio.run(asked())
+        if (known is None or not known.fresh) and rt.price_pause.over and not asyncio.run(asked()):
+            rt.price_pause.begin(SPARED_S)
 
 
 def _keep(rt: Runtime, found: Mapping[Question, Decimal | None]) -> None:
