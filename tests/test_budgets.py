@@ -245,6 +245,7 @@ def test_what_was_queued_unchecked_and_is_not_covered_fails_with_that_code(
     [
         ("input", '{"prompt": 7}', "input.prompt: Must be of type string."),
         ("input", '{"prompt": "a", "size": "big"}', "input.size: Is not an option of this model; remove it."),
+        ("input", "[]", "input: Must be of type object."),
         ("model", "predictions/all", "model: Is an endpoint of the provider's, not a model."),
     ],
 )

@@ -45,14 +45,15 @@ class Admitter:
         """Admit what is due; at once again while there is more."""
         with self._rt.db.transaction() as tx:
             applicants = admission.waiting(tx, at_most=AT_ONCE)
-            known = price_list.known(tx, sorted({_question(one) for one in applicants}))
+            sound = {_question(one): one.input for one in applicants if not _problem(one)}
+            known = price_list.known(tx, sorted(sound))
         if not applicants:
             return None
-        unsure = {_question(one): one.input for one in applicants if not _is_fresh(known.get(_question(one)))}
+        unsure = {asked: example for asked, example in sound.items() if not _is_fresh(known.get(asked))}
         if unsure:
             self._loop.run(quote.ask(self._rt, self._provider, unsure))
             with self._rt.db.transaction() as tx:
-                known = price_list.known(tx, sorted({_question(one) for one in applicants}))
+                known = price_list.known(tx, sorted(sound))
         with self._rt.db.transaction() as tx:
             waiting = self._settle(tx, admission.lock(tx, applicants), known)
         self._rt.nudge("submit")
@@ -64,10 +65,11 @@ class Admitter:
         admitted: list[tuple[UUID, Decimal | None]] = []
         refused, waiting = [], []
         for one in applicants:
-            price = known.get(_question(one))
             if problem := _problem(one):
                 refused.append(_refusal(one, "invalid_input", problem))
-            elif not purses.limit(one.service_id):
+                continue
+            price = known.get(_question(one))
+            if not purses.limit(one.service_id):
                 admitted.append((one.job_id, price.usd if price else None))
             elif price is None:
                 waiting.append(one.job_id)
