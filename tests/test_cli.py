@@ -449,6 +449,16 @@ def test_budgets_and_prices_are_set_and_shown(run: Run, rt: Runtime, caller: Cal
     assert json.loads(run("models", "list", "--json").stdout) == []
 
 
+def test_the_budget_of_a_revoked_service_can_still_be_changed_and_ended(run: Run, caller: Caller) -> None:
+    """Its jobs go on, and what they may spend with them."""
+    assert run("budgets", "set", "--service", "shop", "--daily", "1").returncode == 0
+    assert run("services", "revoke", "shop").returncode == 0
+    assert run("budgets", "set", "--service", "shop", "--daily", "2").returncode == 0
+    assert [one["limit_usd"] for one in json.loads(run("budgets", "list", "--json").stdout)] == [2.0]
+    assert run("budgets", "set", "--service", "shop", "--daily", "none").returncode == 0
+    assert json.loads(run("budgets", "list", "--json").stdout) == []
+
+
 def test_reconcile_says_by_its_exit_status_whether_the_ledgers_agree(
     run: Run, rt: Runtime, caller: Caller, sandbox: Sandbox
 ) -> None:

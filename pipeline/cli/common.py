@@ -32,10 +32,14 @@ def runtime(name: str = "cli") -> Runtime:
     return rt
 
 
-def service_named(rt: Runtime, name: str) -> registry.Service:
-    """The named service; `operator`, the command line's own, is made when first needed, its key never shown."""
+def service_named(rt: Runtime, name: str, *, revoked: bool = False) -> registry.Service:
+    """
+    The named service, if need be a *revoked* one.
+
+    `operator`, the command line's own, is made when first needed, its key never shown.
+    """
     with rt.db.transaction() as tx:
-        found = registry.by_name(tx, service_name(name))
+        found = registry.by_name(tx, service_name(name), revoked=revoked)
         if found is None and name == "operator":
             registry.create(tx, name, operator=True)
             found = registry.by_name(tx, name)

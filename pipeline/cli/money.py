@@ -83,7 +83,7 @@ def set_budget(
         raise typer.BadParameter("say --daily USD, --monthly USD, or both")
     limits = {period: None if limit == "none" else _amount(limit) for period, limit in wanted.items()}
     rt = runtime()
-    scope = str(service_named(rt, service).id) if service else ACCOUNT
+    scope = str(service_named(rt, service, revoked=True).id) if service else ACCOUNT  # its jobs go on, and spend
     for period, limit in limits.items():
         _limit(rt, scope, period, limit)
 

@@ -47,9 +47,9 @@ def by_key(tx: Connection, key: str) -> Service | None:
     return _first(tx, ServiceRow.key_hash == _hash(key), ServiceRow.revoked_at.is_(None))
 
 
-def by_name(tx: Connection, name: str) -> Service | None:
-    """The service of that name, unless it was revoked."""
-    return _first(tx, ServiceRow.name == name, ServiceRow.revoked_at.is_(None))
+def by_name(tx: Connection, name: str, *, revoked: bool = False) -> Service | None:
+    """The service of that name, unless it was revoked; *revoked*: even then."""
+    return _first(tx, ServiceRow.name == name, *(() if revoked else (ServiceRow.revoked_at.is_(None),)))
 
 
 def everyone(tx: Connection) -> list[Service]:
