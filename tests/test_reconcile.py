@@ -94,6 +94,20 @@ def own_task(rt: Runtime, sandbox: Sandbox, job_id: UUID) -> bool:
 # Found in the list
 
 
+def test_a_job_with_an_option_that_is_never_sent_is_found_all_the_same(
+    rt: Runtime, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
+) -> None:
+    """One written straight into the database may have it; not found, it would be paid for once more."""
+    worker = start_worker()
+    (job_id,) = lose(rt, caller, sandbox, worker, "a lighthouse")
+    options = '{"prompt": "a lighthouse", "enable_base64_output": false}'
+    execute(rt, "UPDATE jobs SET input = :input WHERE id = :id", id=job_id, input=options)
+
+    look_now(rt)
+    swept(worker, lambda: state(rt, job_id) == State.COMPLETED)
+    assert len(sandbox.ledger()) == 1
+
+
 @pytest.mark.parametrize(
     ("faults", "end"),
     [
