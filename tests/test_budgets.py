@@ -274,6 +274,9 @@ def test_a_job_that_waits_for_its_price_holds_up_nobody_else(
     worker = start_worker()
     swept(worker, lambda: scalar(rt, "SELECT admitted FROM jobs WHERE id = :id", id=other))
     assert scalar(rt, "SELECT admitted FROM jobs WHERE id = :id", id=waiting) is False
+    with pytest.raises(Unavailable):
+        queued(rt, careful)
+    assert sandbox.arrivals()["refused"] == {}  # a refused key is left alone
 
     sandbox.faults(revoked=False)
     execute(rt, "UPDATE account SET probe_at = clock_timestamp()")

@@ -15,7 +15,7 @@ from pipeline.jobs import State
 from pipeline.lifecycle import quote
 from pipeline.lifecycle.accept import NO_PRICE, short_of
 from pipeline.runtime import Runtime
-from pipeline.store import admission
+from pipeline.store import account, admission
 from pipeline.store import prices as price_list
 from pipeline.store.admission import Applicant
 from pipeline.store.budgets import Purses
@@ -47,10 +47,11 @@ class Admitter:
             applicants = admission.waiting(tx, at_most=AT_ONCE)
             sound = {_question(one): one.input for one in applicants if not _problem(one)}
             known = price_list.known(tx, sorted(sound))
+            may_ask = account.condition(tx).halted_reason != "key_refused"  # then nothing but the probe goes out
         if not applicants:
             return None
         unsure = {asked: example for asked, example in sound.items() if not _is_fresh(known.get(asked))}
-        if unsure:
+        if unsure and may_ask:
             self._loop.run(quote.ask(self._rt, self._provider, unsure))
             with self._rt.db.transaction() as tx:
                 known = price_list.known(tx, sorted(sound))

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import prices, telemetry
 from pipeline.errors import Rejected
 from pipeline.runtime import Runtime
+from pipeline.store import account
 from pipeline.store import prices as price_list
 from pipeline.store.prices import Question
 from pipeline.wavespeed import WaveSpeed
@@ -70,7 +71,10 @@ def ask_now(rt: Runtime, model: str, model_input: Mapping[str, Any]) -> None:
     with _one_at_a_time:
         with rt.db.transaction() as tx:
             known = price_list.known(tx, [question]).get(question)
-        if (known is None or not known.fresh) and rt.price_pause.over and not asyncio.run(asked()):
+            may_ask = account.condition(tx).halted_reason != "key_refused"  # then nothing but the probe goes out
+        if known and known.fresh:
+            return
+        if may_ask and rt.price_pause.over and not asyncio.run(asked()):
             rt.price_pause.begin(SPARED_S)
 
 
