@@ -176,8 +176,9 @@ class WaveSpeed:
         data = answer.data if isinstance(answer.data, dict) else {}
         if data.get("currency") not in {None, "", "USD"}:
             return None
-        found = (_usd(data.get(name)) for name in ("discounted_price", "price", "unit_price"))
-        return next((usd for usd in found if usd is not None), None)
+        found = [_usd(data.get(name)) for name in ("discounted_price", "price", "unit_price")]
+        named = [usd for usd in found if usd is not None]
+        return next((usd for usd in named if usd), named[0] if named else None)  # an unset discount reads 0
 
     async def bills(self, start: datetime, end: datetime, *, page: int = 1, page_size: int = 100) -> tuple[Bill, ...]:
         """

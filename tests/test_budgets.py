@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import BudgetExceeded, InvalidInput, Unavailable
 from pipeline.jobs import FINAL, Outcome, State
+from pipeline.lifecycle import decide
 from pipeline.lifecycle.accept import accept, check
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
@@ -49,10 +50,9 @@ def limit(rt: Runtime, usd: str, service: Service | None = None, period: budgets
     """Set a budget as the command line does."""
     scope = str(service.id) if service else ACCOUNT
     with rt.db.transaction() as tx:
-        opened = budgets.open_(tx, scope, period, Decimal(usd))
-    if opened:
-        with rt.db.transaction() as tx:
-            budgets.catch_up(tx, scope, period, opened)
+        budgets.open_(tx, scope, period, Decimal(usd))
+    with rt.db.transaction() as tx:
+        budgets.catch_up(tx)
 
 
 def purse(rt: Runtime, scope: str | None = None) -> tuple[float, float]:
@@ -245,7 +245,6 @@ def test_what_was_queued_unchecked_and_is_not_covered_fails_with_that_code(
     [
         ("input", '{"prompt": 7}', "input.prompt: Must be of type string."),
         ("input", '{"prompt": "a", "size": "big"}', "input.size: Is not an option of this model; remove it."),
-        ("input", "[]", "input: Must be of type object."),
         ("model", "predictions/all", "model: Is an endpoint of the provider's, not a model."),
     ],
 )
@@ -486,3 +485,49 @@ def test_callers_do_not_queue_up_behind_a_price_that_does_not_come(
 
     assert all(at_once(refused, 6))
     assert sandbox.arrivals()["refused"]["price"] == 1
+
+
+def test_a_verdict_that_comes_after_the_money_was_given_back_is_paid_for_all_the_same(
+    rt: Runtime, caller: Caller
+) -> None:
+    """The task was proven absent, the job waited in the queue too long; then its callback came."""
+    limit(rt, "1")
+    job = submitting(rt, caller.service)
+    answered(rt, job, State.QUEUED, Outcome.LOST)
+    with rt.db.transaction() as tx:
+        advance(tx, [Move(job.job_id, State.EXPIRED)])
+    assert purse(rt) == (0.0, 0.0)
+    for _ in range(2):
+        answered(rt, job, State.COMPLETED, outputs=[])
+    assert purse(rt) == (0.0, 0.12)
+
+
+def test_what_a_person_gives_up_counts_as_paid(rt: Runtime, caller: Caller) -> None:
+    """Nobody knows; and a budget that trusted in luck would let more be spent than it says."""
+    limit(rt, "1")
+    job = submitting(rt, caller.service)
+    answered(rt, job, State.UNKNOWN, Outcome.LOST)
+    decide.give_up(rt, job.job_id)
+    assert purse(rt) == (0.0, 0.12)
+
+
+def test_an_option_of_ours_in_a_job_that_was_queued_unchecked_is_never_sent(
+    rt: Runtime, web: str, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
+) -> None:
+    """The provider cannot combine it with a webhook."""
+    job_id = written(rt, caller.service, input='{"prompt": "a", "enable_base64_output": true}')
+    swept(start_worker(), lambda: state(rt, job_id) == State.COMPLETED)
+    found = row(rt, job_id)
+    assert (found.input, found.options) == ({"prompt": "a"}, {"enable_base64_output": True})
+
+
+def test_a_limit_whose_past_was_not_counted_is_counted_the_next_time(rt: Runtime, caller: Caller) -> None:
+    """The command may be cut off between its two steps; said again, it ends what it began."""
+    answered(rt, processing(rt, caller.service), State.COMPLETED, outputs=[])
+    with rt.db.transaction() as tx:
+        budgets.open_(tx, ACCOUNT, "day", Decimal(1))
+    answered(rt, processing(rt, caller.service), State.COMPLETED, outputs=[])
+    assert purse(rt) == (0.0, 0.12)
+    for _ in range(2):
+        limit(rt, "2")
+    assert purse(rt) == (0.0, 0.24)

@@ -75,7 +75,7 @@ def broken(evidence: Evidence, *, list_input: bool = True) -> set[str]:
 def test_clean_evidence_breaks_no_promise(list_input: bool) -> None:
     """Else every other finding would say nothing."""
     verdict = judge(clean(), list_input=list_input)
-    assert len(verdict) == 10
+    assert len(verdict) == 11
     assert not any(verdict.values())
 
 
@@ -147,7 +147,7 @@ def test_an_order_without_an_answer_may_have_a_job_or_none() -> None:
     """Its caller gave up: it was promised nothing, but not to be charged twice."""
     evidence = clean()
     orders = [Order(0, "key 0", "prompt 0"), *evidence.orders[1:], Order(9, "key 9", "prompt 9")]
-    assert broken(replace(evidence, orders=orders)) == set()
+    assert broken(replace(evidence, orders=orders)) == {"nearly every order is accepted"}, "two of five were not"
 
 
 def test_where_inputs_are_not_listed_a_job_may_be_held_and_then_need_not_be_paid_for() -> None:

@@ -16,6 +16,9 @@ SCHEMA = "pipeline"
 
 CHECKS = {
     "jobs_price_check": ("jobs", "price >= 0"),
+    "jobs_input_check": ("jobs", "jsonb_typeof(input) = 'object'"),
+    "jobs_options_check": ("jobs", "jsonb_typeof(options) = 'object'"),
+    "jobs_metadata_check": ("jobs", "jsonb_typeof(metadata) = 'object'"),
     "notifications_audience_check": ("notifications", "audience IN ('operator', 'service')"),
 }
 
@@ -54,6 +57,7 @@ def upgrade() -> None:
         sa.Column("reserved", usd, server_default=sa.text("0"), nullable=False),
         sa.Column("spent", usd, server_default=sa.text("0"), nullable=False),
         sa.Column("since", sa.Date(), nullable=False),
+        sa.Column("uncounted_before", TIMESTAMP(timezone=True), nullable=True),
         sa.CheckConstraint("period IN ('day', 'month')", name=op.f("budgets_period_check")),
         sa.CheckConstraint("limit_usd >= 0", name=op.f("budgets_limit_usd_check")),
         sa.PrimaryKeyConstraint("scope", "period", name=op.f("budgets_pk")),

@@ -28,6 +28,9 @@ def upgrade() -> None:
     with op.get_context().autocommit_block():
         for table, name in (
             ("jobs", "jobs_price_check"),
+            ("jobs", "jobs_input_check"),
+            ("jobs", "jobs_options_check"),
+            ("jobs", "jobs_metadata_check"),
             ("notifications", "notifications_audience_check"),
         ):
             op.execute(f"ALTER TABLE {SCHEMA}.{table} VALIDATE CONSTRAINT {name}")

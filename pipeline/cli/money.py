@@ -198,10 +198,9 @@ def _limit(rt: Runtime, scope: str, period: Period, limit: Decimal | None) -> No
             store.close(tx, scope, period)
         return
     with rt.db.transaction() as tx:
-        opened = store.open_(tx, scope, period, limit)
-    if opened:
-        with rt.db.transaction() as tx:
-            store.catch_up(tx, scope, period, opened)
+        store.open_(tx, scope, period, limit)
+    with rt.db.transaction() as tx:  # the first holds up everybody, and this may take a while
+        store.catch_up(tx)
 
 
 def _amount(text: str) -> Decimal:

@@ -7,7 +7,6 @@ Jobs come here that were written straight into the database, and those whose pri
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 from pipeline import models, prices, telemetry
 from pipeline.errors import BudgetExceeded
@@ -17,7 +16,7 @@ from pipeline.lifecycle.accept import NO_PRICE, short_of
 from pipeline.runtime import Runtime
 from pipeline.store import account, admission
 from pipeline.store import prices as price_list
-from pipeline.store.admission import Applicant
+from pipeline.store.admission import Admission, Applicant
 from pipeline.store.budgets import Purses
 from pipeline.store.database import Transaction
 from pipeline.store.moves import Move, advance
@@ -63,15 +62,14 @@ class Admitter:
     def _settle(self, tx: Transaction, applicants: Sequence[Applicant], known: Mapping[Question, Price]) -> bool:
         """Admit or refuse each, the longest waiting first. True when some go on waiting for their price."""
         purses = Purses(tx, {one.service_id for one in applicants})
-        admitted: list[tuple[UUID, Decimal | None]] = []
-        refused, waiting = [], []
+        admitted, refused, waiting = [], [], []
         for one in applicants:
             if problem := _problem(one):
                 refused.append(_refusal(one, "invalid_input", problem))
                 continue
             price = known.get(_question(one))
             if not purses.limit(one.service_id):
-                admitted.append((one.job_id, price.usd if price else None))
+                admitted.append(_admission(one, price.usd if price else None))
             elif price is None:
                 waiting.append(one.job_id)
             elif price.usd is None:
@@ -79,7 +77,7 @@ class Admitter:
             elif short := purses.reserve(one.service_id, price.usd):
                 refused.append(_refusal(one, BudgetExceeded.code, short_of(short, price.usd)))
             else:
-                admitted.append((one.job_id, price.usd))
+                admitted.append(_admission(one, price.usd))
         admission.admit(tx, admitted)
         admission.postpone(tx, waiting, ASK_AGAIN_S)
         advance(tx, refused)
@@ -94,7 +92,7 @@ def _is_fresh(price: Price | None) -> bool:
 
 
 def _question(one: Applicant) -> Question:
-    return one.model, prices.key(one.input)
+    return one.model, prices.key(models.split(one.input)[0])
 
 
 def _problem(one: Applicant) -> str | None:
@@ -102,6 +100,11 @@ def _problem(one: Applicant) -> str | None:
     if wrong := models.name_problem(one.model):
         return f"model: {wrong}"
     return " ".join(f"{found.field}: {found.message}" for found in models.check(one.model, one.input)) or None
+
+
+def _admission(one: Applicant, usd: Decimal | None) -> Admission:
+    sent, ours = models.split(one.input)
+    return Admission(one.job_id, usd, sent, ours)
 
 
 def _refusal(one: Applicant, code: str, message: str) -> Move:

@@ -193,7 +193,7 @@ async def _read(
                     tasks[bill.prediction_id].add(bill)
                 seen.add(bill.id)
             progress(len(seen))
-            if len(bills) < PAGE_SIZE:
+            if not bills:  # a page may well hold fewer than asked for
                 return dict(tasks)
     finally:
         await provider.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from pipeline import models, telemetry
+from pipeline import telemetry
 from pipeline.errors import (
     AccountBlocked,
     Ambiguous,
@@ -179,9 +179,8 @@ class Submitter:
 
     async def _sent(self, start: Start) -> Posted:
         webhook = self._rt.webhook_for(start.token)
-        sent, _ = models.split(start.input)  # a job that was written into the database may have what is never sent
         try:
-            prediction = await self._provider.submit(start.model, sent, webhook=webhook)
+            prediction = await self._provider.submit(start.model, start.input, webhook=webhook)
         except KeyRefused as error:
             self._doubts.add(start.attempt_id)
             return await self._key_refused(start, error)

@@ -1,5 +1,6 @@
 """Jobs that were queued unchecked: who waits to be admitted, and the admission."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -31,8 +32,10 @@ _LOCK = text("""
 """)
 
 _ADMIT = text("""
-    UPDATE jobs j SET admitted = true, price = n.usd, reserved = coalesce(n.usd, 0)
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:prices AS numeric[])) AS n(id, usd) WHERE j.id = n.id
+    UPDATE jobs j SET admitted = true, price = n.usd, reserved = coalesce(n.usd, 0),
+        input = n.input, options = j.options || n.options
+    FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS n(id uuid, usd numeric, input jsonb, options jsonb)
+    WHERE j.id = n.id
 """)
 
 
@@ -48,10 +51,29 @@ def lock(tx: Connection, applicants: Sequence[Applicant]) -> list[Applicant]:
     return [one for one in applicants if one.job_id in ids]
 
 
-def admit(tx: Connection, prices: Sequence[tuple[UUID, Decimal | None]]) -> None:
-    """From now on these locked jobs may be claimed; each costs so many USD, or nobody knows."""
-    if prices:
-        tx.execute(_ADMIT, {"ids": [str(job_id) for job_id, _ in prices], "prices": [usd for _, usd in prices]})
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a locked job is admitted with: what is sent, what we honour ourselves, and its price in USD if known."""
+
+    job_id: UUID
+    usd: Decimal | None
+    input: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+def admit(tx: Connection, admissions: Sequence[Admission]) -> None:
+    """From now on these jobs may be claimed."""
+    rows = [
+        {
+            "id": str(one.job_id),
+            "usd": None if one.usd is None else str(one.usd),
+            "input": one.input,
+            "options": one.options,
+        }
+        for one in admissions
+    ]
+    if rows:
+        tx.execute(_ADMIT, {"jobs": json.dumps(rows)})
 
 
 def postpone(tx: Connection, job_ids: Sequence[UUID], wait_s: float) -> None:

@@ -117,7 +117,7 @@ _STOP_ASKING = text(f"""
         ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
     ), moved AS (
         UPDATE jobs j SET due_at = NULL, reserved = 0 FROM old o WHERE j.id = o.id
-        RETURNING j.id, j.service_id, o.reserved AS freed, true AS spent
+        RETURNING j.id, j.service_id, o.reserved AS freed, o.reserved AS spent
     ), {budgets.FREED}
     SELECT id FROM moved
 """)

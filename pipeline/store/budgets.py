@@ -8,7 +8,7 @@ has written jobs before in the same transaction: so a new limit, which locks tha
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal
 from typing import Literal
 from uuid import UUID
@@ -25,9 +25,8 @@ _SPENT = f"CASE WHEN b.since = {_SINCE} THEN b.spent ELSE 0 END"  # a new period
 
 FREED = f"""
     freed AS (
-        SELECT service_id::text AS scope, sum(freed) AS freed,
-               coalesce(sum(freed) FILTER (WHERE spent), 0) AS spent
-        FROM moved WHERE freed > 0 GROUP BY 1
+        SELECT service_id::text AS scope, sum(freed) AS freed, sum(spent) AS spent
+        FROM moved WHERE freed > 0 OR spent > 0 GROUP BY 1
     ), purses AS MATERIALIZED (
         SELECT b.scope, b.period, b.reserved, {_SPENT} AS spent, {_SINCE} AS since
         FROM budgets b
@@ -43,7 +42,7 @@ FREED = f"""
 """
 """
 Common table expressions that settle what jobs had reserved, for a statement whose `moved` has the columns
-service_id, freed (USD no longer reserved) and spent (whether it was paid).
+service_id, freed (USD no longer reserved) and spent (USD that were paid).
 """
 
 _PURSE = f"b.scope, b.period, b.limit_usd, b.reserved, {_SPENT} AS spent, {_SINCE} AS since"
@@ -147,41 +146,39 @@ def close(tx: Connection, scope: str, period: Period) -> bool:
 
 # Whoever wrote jobs before the lock was granted has committed, and others wait: what is reserved is counted exactly.
 _OPEN = text(f"""
-    INSERT INTO budgets AS b (scope, period, limit_usd, reserved, since)
+    INSERT INTO budgets AS b (scope, period, limit_usd, reserved, since, uncounted_before)
     SELECT :scope, n.period, :limit_usd,
            coalesce((SELECT sum(j.reserved) FROM jobs j WHERE j.reserved > 0
                      AND :scope IN ('{ACCOUNT}', j.service_id::text)), 0),
-           {_SINCE.replace("b.", "n.")}
+           {_SINCE.replace("b.", "n.")}, clock_timestamp()
     FROM (SELECT CAST(:period AS text) AS period) n
     ON CONFLICT (scope, period) DO UPDATE SET limit_usd = excluded.limit_usd
-    RETURNING b.xmax = 0 AS opened, clock_timestamp() AS at
 """)
 
 # What completed before that moment does not change any more, and is counted at leisure.
 _CATCH_UP = text(f"""
-    UPDATE budgets b SET spent = {_SPENT} + s.usd, since = {_SINCE}
+    UPDATE budgets b SET spent = {_SPENT} + s.usd, since = {_SINCE}, uncounted_before = NULL
     FROM (
-        SELECT coalesce(sum(j.price), 0) AS usd FROM jobs j
-        WHERE j.state = 'completed' AND j.finished_at < :at
-          AND j.finished_at >= date_trunc(:period, CAST(:at AS timestamptz) AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
-          AND :scope IN ('{ACCOUNT}', j.service_id::text)
+        SELECT u.scope, u.period, coalesce(sum(j.price), 0) AS usd
+        FROM budgets u LEFT JOIN jobs j ON j.state = 'completed' AND j.finished_at < u.uncounted_before
+          AND j.finished_at >= date_trunc(u.period, clock_timestamp() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
+          AND u.scope IN ('{ACCOUNT}', j.service_id::text)
+        WHERE u.uncounted_before IS NOT NULL GROUP BY 1, 2
     ) s
-    WHERE b.scope = :scope AND b.period = :period
+    WHERE b.scope = s.scope AND b.period = s.period AND b.uncounted_before IS NOT NULL
 """)
 
 
-def open_(tx: Connection, scope: str, period: Period, limit_usd: Decimal) -> datetime | None:
+def open_(tx: Connection, scope: str, period: Period, limit_usd: Decimal) -> None:
     """
     Limit what may be spent in a period from now on, money already reserved included.
 
-    Returns:
-        When the limit is a new one: the moment up to which `catch_up` has to count, in a transaction after this.
+    What was spent before a new limit is counted by `catch_up`, in a transaction after this.
     """
     tx.execute(text("LOCK TABLE jobs IN SHARE MODE"))
-    row = tx.execute(_OPEN, {"scope": scope, "period": period, "limit_usd": limit_usd}).one()
-    return row.at if row.opened else None
+    tx.execute(_OPEN, {"scope": scope, "period": period, "limit_usd": limit_usd})
 
 
-def catch_up(tx: Connection, scope: str, period: Period, before: datetime) -> None:
-    """Count what was spent in this period before the limit was set."""
-    tx.execute(_CATCH_UP, {"scope": scope, "period": period, "at": before})
+def catch_up(tx: Connection) -> None:
+    """Count what was spent in their periods before limits were set; those counted already stay as they are."""
+    tx.execute(_CATCH_UP)

@@ -45,7 +45,8 @@ class Heard:
 _HEAR = text(f"""
     WITH known AS MATERIALIZED (
         SELECT a.id AS attempt_id, a.number, a.prediction_id, a.job_id, j.state, j.model, j.settled_by,
-               j.reserved, j.current_attempt = a.id AS current, j.prediction_id = :prediction_id AS told_before
+               j.reserved, j.admitted,
+               j.current_attempt = a.id AS current, j.prediction_id = :prediction_id AS told_before
         FROM attempts a JOIN jobs j ON j.id = a.job_id
         WHERE a.token = :token FOR UPDATE OF a, j
     ), judged AS (
@@ -78,7 +79,9 @@ _HEAR = text(f"""
             last_seq = j.last_seq + 1
         FROM judged g WHERE j.id = g.job_id AND g.verdict = 'applied'
         RETURNING j.id, j.service_id, j.last_seq, g.state AS "from",
-                  g.reserved - j.reserved AS freed, :to = 'completed' AS spent
+                  g.reserved - j.reserved AS freed,
+                  CASE WHEN :to <> 'completed' THEN 0 WHEN g.admitted THEN g.reserved
+                       ELSE coalesce(j.price, 0) END AS spent
     ), {budgets.FREED}, planned AS (
         INSERT INTO notifications (id, event, job_id, seq, due_at)
         SELECT :notice_id, 'job.' || :to, id, last_seq, clock_timestamp() FROM moved WHERE :to = ANY(:told)

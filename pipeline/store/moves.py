@@ -46,7 +46,7 @@ _ADVANCE = text(f"""
             job_id uuid, "to" text, attempt_id uuid, due_s float8, via text, prediction_id text,
             outputs jsonb, error jsonb, inference_ms int, data jsonb, kind text, notice_id uuid)
     ), locked AS (  -- in the order of ids, so that two batches never wait for one another in a circle
-        SELECT j.id, j.state AS "from", j.reserved FROM jobs j WHERE j.id IN (SELECT job_id FROM wanted)
+        SELECT j.id, j.state AS "from", j.reserved, j.admitted FROM jobs j WHERE j.id IN (SELECT job_id FROM wanted)
         ORDER BY j.id FOR UPDATE
     ), moved AS (
         UPDATE jobs j SET
@@ -62,6 +62,7 @@ _ADVANCE = text(f"""
             inference_ms = coalesce(w.inference_ms, j.inference_ms),
             reserved = CASE WHEN w."to" = ANY(:final) OR (l."from", w."to") = (:queued, :expired)
                 THEN 0 ELSE j.reserved END,
+            admitted = j.admitted AND (l."from", w."to") <> (:queued, :expired),
             held_at = NULL, held_reason = NULL,
             last_seq = j.last_seq + 1
         FROM wanted w JOIN locked l ON l.id = w.job_id
@@ -69,7 +70,9 @@ _ADVANCE = text(f"""
           AND (l."from" || '>' || w."to") = ANY(:legal)
           AND (w.attempt_id IS NULL OR w.attempt_id = j.current_attempt)
         RETURNING j.id, j.service_id, j.last_seq, l."from", w.kind, w.data, w.notice_id,
-                  l.reserved - j.reserved AS freed, w."to" = :completed AS spent
+                  l.reserved - j.reserved AS freed,
+                  CASE WHEN w."to" = :completed OR l."from" = :unknown AND w."to" = :failed AND w.via = :operator
+                       THEN CASE WHEN l.admitted THEN l.reserved ELSE coalesce(j.price, 0) END ELSE 0 END AS spent
     ), {budgets.FREED}, planned AS (
         INSERT INTO notifications (id, event, job_id, seq, due_at)
         SELECT notice_id, kind, id, last_seq, clock_timestamp() FROM moved WHERE notice_id IS NOT NULL
@@ -116,8 +119,13 @@ def advance(tx: Connection, moves: Iterable[Move]) -> set[UUID]:
         "final": sorted(FINAL),
         "processing": State.PROCESSING,
         "completed": State.COMPLETED,
-        "queued": State.QUEUED,  # a job that expires there was not submitted: its money comes back
+        # A job that expires in the queue is not to be paid for: its money comes back. Should a verdict of an earlier
+        # attempt come after all, it was; and so, for all we know, was one in doubt that a person gives up.
+        "queued": State.QUEUED,
         "expired": State.EXPIRED,
+        "unknown": State.UNKNOWN,
+        "failed": State.FAILED,
+        "operator": Via.OPERATOR,
     }
     return set(tx.execute(_ADVANCE, parameters).scalars())
 

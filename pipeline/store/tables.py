@@ -126,6 +126,9 @@ class JobRow(Base):
         CheckConstraint(f"settled_by IS NULL OR {one_of('settled_by', Via)}", name="settled_by"),
         CheckConstraint("priority BETWEEN -10 AND 10", name="priority"),
         CheckConstraint("price >= 0", name="price"),
+        CheckConstraint("jsonb_typeof(input) = 'object'", name="input"),
+        CheckConstraint("jsonb_typeof(options) = 'object'", name="options"),
+        CheckConstraint("jsonb_typeof(metadata) = 'object'", name="metadata"),
         # The sweep's: whose time has come, state by state.
         Index("jobs_due_idx", "state", "due_at", postgresql_where=text("due_at IS NOT NULL")),
         # The fair claim's: each service's own queue, in order.
@@ -162,7 +165,9 @@ class JobRow(Base):
     settled_by: Mapped[str | None]
     inference_ms: Mapped[int | None]
     retry_of: Mapped[UUID | None]
-    admitted: Mapped[bool] = mapped_column(server_default=text("false"))  # checked, priced, and within the budgets
+    admitted: Mapped[bool] = mapped_column(
+        server_default=text("false")
+    )  # checked, priced, and within the budgets; false again when its money was given back
     price: Mapped[Decimal | None]  # what it is to cost, in USD; NULL: the provider names no price
     reserved: Mapped[Decimal] = mapped_column(server_default=text("0"))  # of the budgets, until it has ended
     held_at: Mapped[datetime | None]  # since when an unknown job waits for a person
@@ -335,6 +340,7 @@ class BudgetRow(Base):
     reserved: Mapped[Decimal] = mapped_column(server_default=text("0"))  # of jobs that have not ended
     spent: Mapped[Decimal] = mapped_column(server_default=text("0"))  # since the period's first day
     since: Mapped[date]
+    uncounted_before: Mapped[datetime | None]  # what was spent until then has yet to be counted
 
 
 class WorkerRow(Base):

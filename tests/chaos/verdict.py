@@ -9,6 +9,9 @@ from tests.chaos.evidence import Evidence, Row
 Breaches = Mapping[str, Sequence[str]]
 """By promise: what broke it, one line a case. A promise that was kept stands there with none."""
 
+_ACCEPTED = 0.95
+"""Callers who gave up are few: were they many, all other promises would be easy to keep."""
+
 _STATES = {f"job.{state}": state for state in State}
 
 
@@ -31,6 +34,7 @@ def judge(evidence: Evidence, *, list_input: bool) -> Breaches:
         "every history is legal": case.histories(),
         "every end is told once": case.untold(),
         "no caller is refused": case.refusals(),
+        "nearly every order is accepted": case.unaccepted(),
     }
     return {promise: list(breaches) for promise, breaches in promises.items()}
 
@@ -43,6 +47,12 @@ class _Case:
         self._list_input = list_input
         self._jobs = {row["id"]: row for row in evidence.jobs}
         self._charges = {row["prediction_id"]: row for row in evidence.charges}
+
+    def unaccepted(self) -> Iterator[str]:
+        orders = self._evidence.orders
+        accepted = sum(1 for order in orders if order.ids)
+        if accepted < _ACCEPTED * len(orders):
+            yield f"only {accepted} of {len(orders)} orders were accepted"
 
     def lost(self) -> Iterator[str]:
         keys = {row["key"]: row["job_id"] for row in self._evidence.keys}

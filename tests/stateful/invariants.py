@@ -90,12 +90,11 @@ PROMISES: Mapping[str, str] = {
         WHERE b.reserved <> (SELECT coalesce(sum(reserved), 0) FROM jobs j
                              WHERE b.scope IN ('account', j.service_id::text))
     """,
-    "no more is spent than was accepted, and no less than was completed": """
+    "no more is spent than may have been accepted, and no less than was completed": """
         SELECT NULL::uuid, b.scope || ' ' || b.spent FROM budgets b
         WHERE b.spent > (SELECT coalesce(sum(j.price), 0) FROM attempts a JOIN jobs j ON j.id = a.job_id
-                         WHERE a.outcome = 'accepted')
-           OR b.spent < (SELECT coalesce(sum(price), 0) FROM jobs WHERE state = 'completed' AND NOT EXISTS (
-                             SELECT 1 FROM events e WHERE e.job_id = jobs.id AND e.kind = 'job.expired'))
+                         WHERE a.outcome IN ('accepted', 'lost'))
+           OR b.spent < (SELECT coalesce(sum(price), 0) FROM jobs WHERE state = 'completed')
     """,
 }
 
