@@ -119,7 +119,8 @@ def synchronous(rt: Runtime, caller: Caller, prompt: str) -> UUID:
         run_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat(),
     )
     mode = "input || jsonb_build_object('enable_sync_mode', true)"
-    execute(rt, f"UPDATE jobs SET input = {mode}, run_at = now(), due_at = now() WHERE id = :id", id=job_id)
+    now = "run_at = now(), due_at = now(), admitted = true"
+    execute(rt, f"UPDATE jobs SET input = {mode}, {now} WHERE id = :id", id=job_id)
     return job_id
 
 
