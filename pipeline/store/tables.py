@@ -352,5 +352,6 @@ class WorkerRow(Base):
     host: Mapped[str]
     pid: Mapped[int]
     place: Mapped[str | None]  # where that pid means something: boot and namespace
+    gone_at: Mapped[datetime | None]  # when a neighbour saw that it had ended without leaving
     started_at: Mapped[datetime] = mapped_column(server_default=NOW)
     beat_at: Mapped[datetime] = mapped_column(server_default=NOW)

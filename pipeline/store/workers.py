@@ -8,10 +8,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-DEAD = """(w.beat_at < statement_timestamp() - make_interval(secs => :dead_after_s)
+DEAD = """(w.gone_at IS NOT NULL OR w.beat_at < statement_timestamp() - make_interval(secs => :dead_after_s)
     AND pg_postmaster_start_time() < statement_timestamp() - make_interval(secs => :dead_after_s / 2))"""
 """
-An SQL condition: worker `w` is not heard any more. While the database was away nobody could be.
+An SQL condition: worker `w` was seen to be gone, or is not heard any more. While the database was away nobody could be.
 
 After its start the living are heard again within one heartbeat, so half the time is enough: were it the whole, a
 database that restarts again and again would keep the dead alive.
@@ -23,7 +23,7 @@ def beat(tx: Connection, worker_id: UUID) -> float | None:
     statement = text("""
         WITH beat AS (
             INSERT INTO workers (id, host, pid, place) VALUES (:id, :host, :pid, :place)
-            ON CONFLICT (id) DO UPDATE SET beat_at = clock_timestamp()
+            ON CONFLICT (id) DO UPDATE SET beat_at = clock_timestamp(), gone_at = NULL
         )
         SELECT extract(epoch FROM clock_timestamp() - swept_at)::float8 FROM account WHERE id = 1
     """)
@@ -38,11 +38,13 @@ def leave(tx: Connection, worker_id: UUID) -> None:
 
 
 def bury_neighbours(tx: Connection) -> None:
-    """Drop the rows of processes of this machine that are gone: nobody need wait until they are not heard any more."""
-    rows = tx.execute(text("SELECT id, pid FROM workers WHERE place = :place"), {"place": _place()})
+    """Note which processes of this machine are gone: nobody need wait until they are not heard any more."""
+    neighbours = text("SELECT id, pid FROM workers WHERE place = :place AND gone_at IS NULL")
+    rows = tx.execute(neighbours, {"place": _place()})
     gone = [str(row.id) for row in rows if not _is_running(row.pid)]
     if gone:
-        tx.execute(text("DELETE FROM workers WHERE id = ANY(CAST(:ids AS uuid[]))"), {"ids": gone})
+        bury = text("UPDATE workers SET gone_at = clock_timestamp() WHERE id = ANY(CAST(:ids AS uuid[]))")
+        tx.execute(bury, {"ids": gone})
 
 
 @cache
