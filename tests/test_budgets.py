@@ -27,7 +27,6 @@ from tests.factories import (
     claimed,
     execute,
     happened,
-    placed,
     processing,
     queued,
     row,
@@ -65,15 +64,6 @@ def purse(rt: Runtime, scope: str | None = None) -> tuple[float, float]:
 def ask(rt: Runtime, service: Service, model: str = MODEL, **model_input: Any) -> UUID:
     request = check({"model": model, "input": {"prompt": "a lighthouse", **model_input}}, default_model=MODEL)
     return accept(rt, service, request)[0]
-
-
-def written(rt: Runtime, service: Service, **facts: Any) -> UUID:
-    """A job put into the queue by SQL: nobody has checked or priced it."""
-    job_id = placed(rt, service, State.QUEUED)
-    execute(rt, "UPDATE jobs SET admitted = false, due_at = clock_timestamp() WHERE id = :id", id=job_id)
-    for name, value in facts.items():
-        execute(rt, f"UPDATE jobs SET {name} = :value WHERE id = :id", value=value, id=job_id)
-    return job_id
 
 
 def answered(rt: Runtime, job: Attempted, to: State, outcome: Outcome = Outcome.ACCEPTED, **facts: Any) -> None:
@@ -202,97 +192,6 @@ def test_an_old_price_will_do_while_the_provider_cannot_be_asked(
     sandbox.faults(revoked=False)
     rt = make_rt()  # the first does not ask again so soon
     assert float(row(rt, ask(rt, caller.service, "openai/dall-e-3")).price) == 0.04
-
-
-# In the queue, before the first claim
-
-
-def test_what_was_queued_unchecked_is_priced_and_reserved_before_it_is_claimed(
-    rt: Runtime, web: str, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
-) -> None:
-    """Jobs may be written straight into the database: they pay like all others."""
-    execute(rt, "DELETE FROM prices")
-    limit(rt, "0.12", caller.service)
-    job_id = written(rt, caller.service)
-    assert claimed(rt) == []
-    with rt.db.transaction() as tx:
-        assert "admit" in alarms.due(tx)
-
-    swept(start_worker(), lambda: state(rt, job_id) == State.COMPLETED)
-
-    assert float(row(rt, job_id).price) == 0.12
-    assert purse(rt) == (0.0, 0.12)
-
-
-def test_what_was_queued_unchecked_and_is_not_covered_fails_with_that_code(
-    rt: Runtime, web: str, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
-) -> None:
-    """The longest waiting come first; nothing is sent for the others."""
-    limit(rt, "0.24", caller.service)
-    jobs = [written(rt, caller.service) for _ in range(5)]
-
-    worker = start_worker()
-    swept(worker, lambda: {state(rt, job_id) for job_id in jobs} == {State.COMPLETED, State.FAILED})
-
-    assert [state(rt, job_id) for job_id in jobs] == [State.COMPLETED] * 2 + [State.FAILED] * 3
-    assert {row(rt, job_id).error["code"] for job_id in jobs[2:]} == {"budget_exceeded"}
-    assert len(sandbox.ledger()) == 2
-    assert purse(rt) == (0.0, 0.24)
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "said"),
-    [
-        ("input", '{"prompt": 7}', "input.prompt: Must be of type string."),
-        ("input", '{"prompt": "a", "size": "big"}', "input.size: Is not an option of this model; remove it."),
-        ("model", "predictions/all", "model: Is an endpoint of the provider's, not a model."),
-    ],
-)
-def test_what_was_queued_unchecked_and_is_wrong_fails_by_the_field(
-    rt: Runtime, caller: Caller, sandbox: Sandbox, start_worker: StartWorker, column: str, value: str, said: str
-) -> None:
-    """The same checks as at the front door, before anything is paid."""
-    job_id = written(rt, caller.service, **{column: value})
-    swept(start_worker(), lambda: state(rt, job_id) == State.FAILED)
-    assert row(rt, job_id).error == {"code": "invalid_input", "message": said, "provider_code": None}
-    assert sandbox.arrivals()["count"] == 0
-
-
-def test_a_job_that_waits_for_its_price_holds_up_nobody_else(
-    rt: Runtime, web: str, make_caller: Callable[..., Caller], sandbox: Sandbox, start_worker: StartWorker
-) -> None:
-    """Only a service with a budget waits; and it goes on by itself when the provider answers."""
-    execute(rt, "DELETE FROM prices")
-    careful, careless = make_caller("careful").service, make_caller("careless").service
-    limit(rt, "1", careful)
-    waiting, other = written(rt, careful), written(rt, careless)
-    with rt.db.transaction() as tx:
-        tx.exec_driver_sql("UPDATE pipeline.account SET halted_reason = 'key_refused', probe_at = 'infinity'")
-    sandbox.faults(revoked=True)
-
-    worker = start_worker()
-    swept(worker, lambda: scalar(rt, "SELECT admitted FROM jobs WHERE id = :id", id=other))
-    assert scalar(rt, "SELECT admitted FROM jobs WHERE id = :id", id=waiting) is False
-    with pytest.raises(Unavailable):
-        queued(rt, careful)
-    assert sandbox.arrivals()["refused"] == {}  # a refused key is left alone
-
-    sandbox.faults(revoked=False)
-    execute(rt, "UPDATE account SET probe_at = clock_timestamp()")
-    execute(rt, "UPDATE jobs SET due_at = clock_timestamp()")
-    swept(worker, lambda: {state(rt, waiting), state(rt, other)} == {State.COMPLETED})
-
-
-def test_two_workers_admit_a_job_once(rt: Runtime, caller: Caller, start_worker: StartWorker) -> None:
-    """Its money would be reserved twice."""
-    limit(rt, "100")
-    execute(rt, "UPDATE account SET halted_reason = 'key_refused', probe_at = 'infinity'")
-    for _ in range(50):
-        written(rt, caller.service)
-    for worker in [start_worker() for _ in range(3)]:
-        worker.wake("admit")
-    until(lambda: scalar(rt, "SELECT bool_and(admitted) FROM jobs"))
-    assert purse(rt) == (6.0, 0.0)
 
 
 # When a job ends
@@ -509,16 +408,6 @@ def test_what_a_person_gives_up_counts_as_paid(rt: Runtime, caller: Caller) -> N
     answered(rt, job, State.UNKNOWN, Outcome.LOST)
     decide.give_up(rt, job.job_id)
     assert purse(rt) == (0.0, 0.12)
-
-
-def test_an_option_of_ours_in_a_job_that_was_queued_unchecked_is_never_sent(
-    rt: Runtime, web: str, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
-) -> None:
-    """The provider cannot combine it with a webhook."""
-    job_id = written(rt, caller.service, input='{"prompt": "a", "enable_base64_output": true}')
-    swept(start_worker(), lambda: state(rt, job_id) == State.COMPLETED)
-    found = row(rt, job_id)
-    assert (found.input, found.options) == ({"prompt": "a"}, {"enable_base64_output": True})
 
 
 def test_a_limit_whose_past_was_not_counted_is_counted_the_next_time(rt: Runtime, caller: Caller) -> None:
