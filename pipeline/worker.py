@@ -84,6 +84,7 @@ class Worker:
         self._say_alive(time.sleep)
         for duty in self._duties.values():
             duty.look_once()
+        self._submitter.finish(STOP_S)
 
     def _say_alive(self, pause: Callable[[float], bool | None]) -> bool:
         while not self._stopped:

@@ -112,6 +112,11 @@ class Submitter:
             self._loop.spawn(self._post(start, begin_by))
         return 0.0 if claim.again else claim.wait_s
 
+    def finish(self, wait_s: float) -> None:
+        """Let what was claimed be sent, and wait up to *wait_s* seconds for the answers."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way, wait_s)
+
     def close(self) -> None:
         """Begin no more POSTs: what is being claimed at this moment is given back."""
         self._stopping = True
