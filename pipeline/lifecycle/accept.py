@@ -129,7 +129,7 @@ def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | Non
         run_at=request.run_at if request.run_at and request.run_at > datetime.now(UTC) else None,  # the past is now
         deadline_s=float(request.deadline_s or rt.settings.deadline_s),
     )
-    fingerprint = _fingerprint(request)
+    fingerprint = _fingerprint(request) if key else b""
     try:
         job_id, stored = _stored(rt, job, key, fingerprint)
     except _PriceWanted:

@@ -128,8 +128,8 @@ class Submitter:
         Claims whose POST has not begun go back to the queue.
         """
         self.close()
+        self.finish(max(wait_s, 0.0))
         with self._changed:
-            self._changed.wait_for(lambda: not self._under_way, max(wait_s, 0.0))
             abandoned = list(self._under_way.values())
             self._under_way.clear()
         self._give_back_unclear()
