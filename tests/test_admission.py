@@ -125,3 +125,19 @@ def test_an_option_of_ours_in_a_job_that_was_queued_unchecked_is_never_sent(
     swept(start_worker(), lambda: state(rt, job_id) == State.COMPLETED)
     found = row(rt, job_id)
     assert (found.input, found.options) == ({"prompt": "a"}, {"enable_base64_output": True})
+
+
+def test_what_was_admitted_without_a_price_is_priced_when_a_budget_begins(
+    rt: Runtime, web: str, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
+) -> None:
+    """Else it would be paid for and count nothing."""
+    execute(rt, "DELETE FROM prices")
+    jobs = [written(rt, caller.service) for _ in range(3)]
+    execute(rt, "UPDATE jobs SET admitted = true")
+    limit(rt, "0.24", caller.service)
+    assert claimed(rt) == []
+
+    swept(start_worker(), lambda: {state(rt, job_id) for job_id in jobs} == {State.COMPLETED, State.FAILED})
+
+    assert purse(rt) == (0.0, 0.24)
+    assert sorted(state(rt, job_id) for job_id in jobs) == [State.COMPLETED] * 2 + [State.FAILED]

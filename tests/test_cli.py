@@ -24,6 +24,7 @@ from pipeline.sandbox import Sandbox
 from pipeline.store import schema, services
 from pipeline.store.account import halt
 from pipeline.worker import Worker
+from tests.commands import command, start
 from tests.conftest import WEBHOOK_SECRET, Caller
 from tests.factories import execute, placed, processing, queued, scalar, swept
 from tests.http import get
@@ -37,14 +38,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def run_in(environ: dict[str, str], *words: str | bytes) -> subprocess.CompletedProcess[str]:
     """Run a command in exactly this environment of ours; whatever it is, it fails without a traceback or a secret."""
     path = os.environ.get("PATH", os.defpath)
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *words],
-        env={"PATH": path, "LANG": "C.UTF-8", "COLUMNS": "200", **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = command({"PATH": path, "LANG": "C.UTF-8", "COLUMNS": "200", **environ}, *words)
     said = done.stdout + done.stderr
     assert "Traceback" not in said, said
     for secret in (API_KEY, WEBHOOK_SECRET):
@@ -174,17 +168,16 @@ def on_a_terminal(environ: dict[str, str], *words: str) -> str:
     """Run a command whose standard output is a terminal, and give what it shows."""
     ours, theirs = pty.openpty()
     path = os.environ.get("PATH", os.defpath)
-    argv = [sys.executable, "-m", "pipeline", *words]
-    with subprocess.Popen(
-        argv, env={"PATH": path, "TERM": "xterm", "LANG": "C.UTF-8", **environ}, stdout=theirs
-    ) as process:
-        os.close(theirs)
+    environ = {"PATH": path, "TERM": "xterm", "LANG": "C.UTF-8", **environ}
+    with ThreadPoolExecutor(1) as pool:
+        status = pool.submit(start, environ, words, Path(os.ttyname(theirs)))
+        status.add_done_callback(lambda _: os.close(theirs))
         shown = b""
         with contextlib.suppress(OSError):  # so a terminal ends on Linux
             while more := os.read(ours, 4096):
                 shown += more
         os.close(ours)
-    assert process.returncode == 0
+    assert status.result() == 0
     return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
 
 
@@ -385,11 +378,11 @@ def test_migrating_is_safe_to_repeat(new_database: Callable[[str], str]) -> None
 def test_the_command_is_the_module() -> None:
     """`pipeline` and `python -m pipeline` are the same; help needs no settings."""
     environ = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
-    for command in ([str(PIPELINE)], [sys.executable, "-m", "pipeline"]):
-        done = subprocess.run([*command, "--help"], env=environ, capture_output=True, text=True, check=False)
+    for name in ([str(PIPELINE)], [sys.executable, "-m", "pipeline"]):
+        done = subprocess.run([*name, "--help"], env=environ, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        for name in ("enqueue", "jobs", "show", "services", "migrate", "sandbox", "sweep", "dev", "demo"):
-            assert name in done.stdout
+        for word in ("enqueue", "jobs", "show", "services", "migrate", "sandbox", "sweep", "dev", "demo"):
+            assert word in done.stdout
 
 
 # The sandbox
@@ -430,8 +423,8 @@ def test_a_fault_that_does_not_exist_is_refused(faults: str) -> None:
 def test_budgets_and_prices_are_set_and_shown(run: Run, rt: Runtime, caller: Caller) -> None:
     """In dollars; what is wrong is said, and nothing is changed by half."""
     assert run("budgets", "set", "--service", caller.service.name, "--daily", "0.3", "--monthly", "5").returncode == 0
-    assert run("budgets", "set", "--daily", "1").returncode == 0
-    assert run("models", "price", "openai/dall-e-2", "0.2").returncode == 0
+    assert "the day's budget of all together is limited to 1.00 USD" in run("budgets", "set", "--daily", "1").stderr
+    assert "is 0.20 USD a job" in run("models", "price", "openai/dall-e-2", "0.2").stderr
     queued(rt, caller.service)
 
     shown = json.loads(run("budgets", "list", "--json").stdout)

@@ -659,3 +659,24 @@ def test_a_refused_list_halts_the_account(
 
     assert state(rt, job_id) == State.UNKNOWN
     assert sandbox.arrivals()["refused"]["list"] == asked
+
+
+def test_an_account_that_may_not_read_the_list_goes_on_with_everything_else(
+    make_rt: MakeRuntime, caller: Caller, start_worker: StartWorker
+) -> None:
+    """Halted for that, it would resume at each probe and halt at the next look, for good."""
+
+    def answer(request: Request, connection: socket.socket) -> None:
+        refused = "balance" not in request.target
+        connection.sendall(http(403, {"message": "no"}) if refused else http(200, {"data": {"balance": 5}}))
+
+    with wire(answer) as server:
+        rt = make_rt(wavespeed_base_url=server.url, unknown_patience_s=600)
+        job = unknown(rt, caller.service)
+        look_now(rt)
+        worker = start_worker(rt)
+        swept(worker, lambda: "attempt.look_failed" in kinds(rt, job.job_id))
+        worker.stop()
+
+    assert account(rt).halted_reason is None
+    assert state(rt, job.job_id) == State.UNKNOWN

@@ -60,6 +60,8 @@ def set_price(
             price_list.set_by_hand(tx, model, amount)
         elif not price_list.forget(tx, model):
             raise InvalidInput(f"Nothing is known of the model {model}.")
+    told = "is asked of the provider again" if amount is None else f"is {_usd(amount)} USD a job"
+    err.print(plain(f"the price of {model} {told}"))
 
 
 @budgets.command("set")
@@ -84,8 +86,11 @@ def set_budget(
     limits = {period: None if limit == "none" else _amount(limit) for period, limit in wanted.items()}
     rt = runtime()
     scope = str(service_named(rt, service, revoked=True).id) if service else ACCOUNT  # its jobs go on, and spend
+    whose = plain(f"of {service}" if service else "of all together")
     for period, limit in limits.items():
         _limit(rt, scope, period, limit)
+        told = "has no limit" if limit is None else f"is limited to {_usd(limit)} USD"
+        err.print(f"the {period}'s budget {whose} {told}")
 
 
 @budgets.command("list")

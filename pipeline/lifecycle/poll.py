@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline import telemetry
-from pipeline.errors import KeyRefused, NotFound, ProviderError
+from pipeline.errors import KeyRefused, NotFound, ProviderError, Rejected
 from pipeline.jobs import State, Via
+from pipeline.lifecycle.account import KeyCheck
 from pipeline.predictions import Prediction, Status
 from pipeline.runtime import Runtime
 from pipeline.store import account, alarms
@@ -46,6 +47,7 @@ class Poller:
         self._rt = rt
         self._loop = loop
         self._provider = provider
+        self._key_check = KeyCheck(provider)
         self._wake = wake
         self._answers: Groups[Told] = Groups("polls", self._record)
         self._under_way = 0
@@ -77,6 +79,8 @@ class Poller:
         answer: Prediction | ProviderError
         try:
             answer = await self._provider.result(question.prediction_id)
+        except KeyRefused as error:  # the key, or this one task that we may not ask about?
+            answer = Rejected(error.detail) if await self._key_check.works() else error
         except ProviderError as error:
             answer = error
         except Exception as error:
@@ -114,31 +118,31 @@ class Poller:
         halted = False
         if any(isinstance(told.answer, KeyRefused) for told in group):
             with self._rt.db.transaction() as tx:
-                halted = account.halt(tx, "key_refused", balance=None, probe_s=0.0)
+                halted = account.halt(tx, "key_refused", balance=None)
         for told in group:
             said = told.answer.said if isinstance(told.answer, Prediction) else told.answer.code
             job_id = told.question.job_id
             log.info("job.polled", job_id=str(job_id), said=said, moved=job_id in moved, age_s=told.question.age_s)
         if halted:
             log.error("account.halted", reason="key_refused")
-            self._rt.nudge("probe")  # at once: perhaps only this one task may not be asked about
         if moved:
             self._rt.nudge("submit")
 
     def _verdict(self, question: Question, answer: Prediction | ProviderError) -> Move | None:
         """The move that an answer brings, if any."""
-        if not isinstance(answer, Prediction):
-            return None
-        if answer.status is Status.RUNNING:
-            if question.past_deadline and question.state == State.PROCESSING:
-                return Move(
-                    question.job_id,
-                    State.EXPIRED,
-                    attempt_id=question.attempt_id,
-                    due_s=EXPIRED_DELAY_S,
-                    via=Via.DEADLINE,
-                    data={"why": "the deadline passed, and the provider says it is still running"},
-                )
+        running = isinstance(answer, Prediction) and answer.status is Status.RUNNING
+        untold = isinstance(answer, Rejected) and not isinstance(answer, NotFound)
+        if (running or untold) and question.past_deadline and question.state == State.PROCESSING:
+            said = "it is still running" if running else "nothing: it refuses to be asked about this task"
+            return Move(
+                question.job_id,
+                State.EXPIRED,
+                attempt_id=question.attempt_id,
+                due_s=EXPIRED_DELAY_S,
+                via=Via.DEADLINE,
+                data={"why": f"the deadline passed, and the provider says {said}"},
+            )
+        if running or not isinstance(answer, Prediction):
             return None
         completed = answer.status is Status.COMPLETED
         return Move(

@@ -15,6 +15,7 @@ from uuid import UUID
 from pipeline import models, telemetry
 from pipeline.broker import SWEEP_S
 from pipeline.errors import KeyRefused, ProviderError, Rejected
+from pipeline.lifecycle.account import KeyCheck
 from pipeline.predictions import Prediction
 from pipeline.runtime import Runtime
 from pipeline.store import account, missing
@@ -66,6 +67,7 @@ class Reconciler:
         self._worker_id = worker_id
         self._loop = loop
         self._provider = provider
+        self._key_check = KeyCheck(provider)
         self._clock_ahead: timedelta | None = None  # the provider's clock, less the database's
 
     def look(self) -> float | None:
@@ -104,12 +106,11 @@ class Reconciler:
                     if one.age_s > self._rt.settings.unknown_patience_s + UNREADABLE_FOR_S:
                         self._hold(tx, one, f"the provider's list could not be read ({error.code})")
             halted = False
-            if isinstance(error, KeyRefused):
+            if isinstance(error, KeyRefused) and not self._loop.run(self._key_check.works()):
                 with self._rt.db.transaction() as tx:
-                    halted = account.halt(tx, "key_refused", balance=None, probe_s=0.0)
+                    halted = account.halt(tx, "key_refused", balance=None)
             if halted:
                 log.error("account.halted", reason="key_refused")
-                self._rt.nudge("probe")
             return
         waited_s = begun - clock.started
         with self._rt.db.transaction() as tx:

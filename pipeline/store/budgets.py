@@ -169,13 +169,22 @@ _CATCH_UP = text(f"""
 """)
 
 
+# What has no price was admitted while nothing hung on it.
+_UNPRICED = text(f"""
+    UPDATE jobs SET admitted = false
+    WHERE state = 'queued' AND admitted AND price IS NULL AND :scope IN ('{ACCOUNT}', service_id::text)
+""")
+
+
 def open_(tx: Connection, scope: str, period: Period, limit_usd: Decimal) -> None:
     """
     Limit what may be spent in a period from now on, money already reserved included.
 
-    What was spent before a new limit is counted by `catch_up`, in a transaction after this.
+    Waiting jobs without a price have to be admitted anew. What was spent before a new limit is counted by `catch_up`,
+    in a transaction after this.
     """
-    tx.execute(text("LOCK TABLE jobs IN SHARE MODE"))
+    tx.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))  # SHARE two may hold, each in the other's way
+    tx.execute(_UNPRICED, {"scope": scope})
     tx.execute(_OPEN, {"scope": scope, "period": period, "limit_usd": limit_usd})
 
 
