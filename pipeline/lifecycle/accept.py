@@ -6,9 +6,11 @@ import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -37,6 +39,7 @@ NO_PRICE = "The provider names no price for it, and there is a budget: set one w
 MAX_DELAY = timedelta(days=366)
 _MAX_METADATA = 50
 _MAX_DEPTH = 32
+_MAX_URL = 2000
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
 
@@ -51,6 +54,19 @@ def _time_as_text(value: object) -> object:
     return value
 
 
+def _address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine or len(url) > _MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("must be an http:// or https:// address, percent-encoded, of at most 2000 characters")
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        raise ValueError("must have no credentials and no fragment")
+    return url
+
+
 class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """What a caller asks for."""
 
@@ -59,6 +75,8 @@ class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=Tr
     priority: Annotated[StrictInt, Field(ge=-10, le=10)] = 0
     run_at: Annotated[AwareDatetime, BeforeValidator(_time_as_text)] | None = None
     deadline_s: Seconds | None = None
+    callback_url: Annotated[StrictStr, AfterValidator(_address)] | None = None
+    callback_task: StrictStr | None = None
     metadata: Annotated[dict[MetadataName, MetadataValue], Field(max_length=_MAX_METADATA)] = {}
 
 
@@ -118,6 +136,9 @@ def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | Non
     if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):  # a message may hold anything
         message = "Must be 1 to 255 printable ASCII characters."
         raise InvalidInput(errors=[FieldError("Idempotency-Key", message)])
+    if (task := request.callback_task) and task not in {allowed["task"] for allowed in service.callback_tasks}:
+        message = f"Is not a task that {service.name} may name; `pipeline services set` allows one."
+        raise InvalidInput(errors=[FieldError("callback_task", message)])
     payload, options = models.split(request.input)
     job = NewJob(
         service_id=service.id,
@@ -128,6 +149,8 @@ def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | Non
         priority=request.priority,
         run_at=request.run_at if request.run_at and request.run_at > datetime.now(UTC) else None,  # the past is now
         deadline_s=float(request.deadline_s or rt.settings.deadline_s),
+        callback_url=request.callback_url,
+        callback_task=request.callback_task,
     )
     fingerprint = _fingerprint(request) if key else b""
     try:
@@ -187,7 +210,11 @@ def short_of(purse: Purse, usd: Decimal) -> str:
 
 def _fingerprint(request: JobRequest) -> bytes:
     """Equal for requests that mean the same, whatever the order of their fields."""
-    canonical = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    said = request.model_dump(mode="json")
+    for name in ("callback_url", "callback_task"):  # younger than fingerprints that are kept
+        if said[name] is None:
+            del said[name]
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).digest()
 
 

@@ -30,6 +30,8 @@ class NewJob:
     priority: int = 0
     run_at: datetime | None = None
     retry_of: UUID | None = None
+    callback_url: str | None = None
+    callback_task: str | None = None
     id: UUID = field(default_factory=new_id)
 
 
@@ -46,13 +48,16 @@ class Stored:
 _INSERT = text("""
     WITH made AS (
         INSERT INTO jobs (id, service_id, model, input, options, metadata, state, priority,
-                          run_at, due_at, deadline_at, retry_of, admitted, price, reserved, last_seq, created_at)
+                          run_at, due_at, deadline_at, retry_of, callback_url, callback_task,
+                          admitted, price, reserved, last_seq, created_at)
         SELECT n.id, n.service_id, n.model, n.input, n.options, n.metadata, 'queued', n.priority,
                starts, starts, starts + make_interval(secs => n.deadline_s), n.retry_of,
+               n.callback_url, n.callback_task,
                p.priced IS TRUE, p.usd, coalesce(p.usd, 0), 1, clock_timestamp()
         FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS n(
             id uuid, service_id uuid, model text, input jsonb, options jsonb, metadata jsonb, priority int,
-            run_at timestamptz, deadline_s float8, retry_of uuid, price_key text)
+            run_at timestamptz, deadline_s float8, retry_of uuid, callback_url text, callback_task text,
+            price_key text)
         CROSS JOIN LATERAL (
             SELECT greatest(n.run_at, clock_timestamp()) AS starts  -- a time that has passed is now
         ) s
@@ -89,6 +94,8 @@ def add(tx: Connection, jobs: Sequence[NewJob], *, however_old: bool = False) ->
             "run_at": job.run_at and job.run_at.isoformat(),
             "deadline_s": job.deadline_s,
             "retry_of": job.retry_of and str(job.retry_of),
+            "callback_url": job.callback_url,
+            "callback_task": job.callback_task,
             "price_key": prices.key(job.input).hex(),
         }
         for job in jobs
@@ -122,6 +129,6 @@ def add_once(
     if found is None:  # pruned between the two statements
         raise Unavailable("The job of this Idempotency-Key was just being removed.")
     job_id, earlier = found
-    if earlier != fingerprint:
+    if earlier != fingerprint or job_id is None:  # None: it named a batch
         raise IdempotencyConflict("Use a new Idempotency-Key for a new request, or repeat the first one unchanged.")
     return job_id, None

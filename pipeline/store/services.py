@@ -3,7 +3,8 @@
 import hashlib
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from uuid import UUID
 
@@ -25,9 +26,15 @@ class Service:
     operator: bool
     created_at: datetime | None = None
     revoked_at: datetime | None = None
+    weight: int = 1
+    max_in_flight: int | None = None
+    requests_per_minute: int | None = None
+    paused_at: datetime | None = None
+    callback_url: str | None = None
+    callback_tasks: Sequence[Mapping[str, str]] = ()  # [{"task", "queue"}]
 
 
-_COLUMNS = (ServiceRow.id, ServiceRow.name, ServiceRow.operator, ServiceRow.created_at, ServiceRow.revoked_at)
+_COLUMNS = tuple(getattr(ServiceRow, field.name) for field in fields(Service))
 
 
 def create(tx: Connection, name: str, *, operator: bool = False) -> str | None:

@@ -22,10 +22,11 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     UniqueConstraint,
+    Uuid,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pipeline.jobs import ALARMED, FINAL, IN_FLIGHT, Outcome, State, Via
@@ -86,6 +87,7 @@ class Base(DeclarativeBase):
         Decimal: Numeric(12, 6),  # US dollars
         Json: JSONB,
         list[Any]: JSONB,
+        list[UUID]: ARRAY(Uuid),
     }
 
 
@@ -100,6 +102,8 @@ class ServiceRow(Base):
     __table_args__ = (
         CheckConstraint("name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'", name="name"),
         CheckConstraint("weight BETWEEN 1 AND 1000", name="weight"),
+        CheckConstraint("max_in_flight > 0", name="max_in_flight"),
+        CheckConstraint("requests_per_minute > 0", name="requests_per_minute"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -107,6 +111,11 @@ class ServiceRow(Base):
     key_hash: Mapped[bytes] = mapped_column(unique=True)  # SHA-256 of the key; the key itself has 256 random bits
     operator: Mapped[bool] = mapped_column(server_default=text("false"))  # sees every service's jobs
     weight: Mapped[int] = mapped_column(SmallInteger, server_default="1")  # its share under backlog
+    max_in_flight: Mapped[int | None]  # its tasks at a time; NULL: what the account allows
+    requests_per_minute: Mapped[int | None]  # what its key may ask of our API; NULL: any number
+    paused_at: Mapped[datetime | None]  # since when its queue stands still
+    callback_url: Mapped[str | None]  # where it is told, unless a job says otherwise
+    callback_tasks: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))  # Celery tasks its jobs may name
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     revoked_at: Mapped[datetime | None]
 
@@ -141,14 +150,17 @@ class JobRow(Base):
         ),
         # Those nobody has checked and priced yet.
         Index("jobs_admission_idx", "due_at", postgresql_where=text(f"state = '{State.QUEUED}' AND NOT admitted")),
+        # The lists': each page of a service's jobs, by state, by model, or all of them, straight off an index.
+        Index("jobs_state_idx", "service_id", "state", "id"),
+        Index("jobs_model_idx", "service_id", "model", "state", "id"),
         # Waiting jobs are found dead on time wherever they stand in the queue; running ones by their alarm.
         Index("jobs_deadline_idx", "deadline_at", postgresql_where=text(f"state = '{State.QUEUED}'")),
         {"postgresql_with": {"fillfactor": "80"}},  # a job is updated a few times in its first minute, in place
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
-    service_id: Mapped[UUID] = mapped_column(ForeignKey("services.id"))
-    model: Mapped[str]
+    service_id: Mapped[UUID]  # no foreign key: a caller's open transaction would hold its service's row
+    model: Mapped[str]  # '' until it is admitted: the default model
     input: Mapped[Json]  # exactly what is sent to the provider
     options: Mapped[Json] = mapped_column(server_default=text("'{}'"))  # what we honour ourselves
     caller_data: Mapped[Json] = mapped_column("metadata", server_default=text("'{}'"))  # the caller's own
@@ -165,6 +177,8 @@ class JobRow(Base):
     settled_by: Mapped[str | None]
     inference_ms: Mapped[int | None]
     retry_of: Mapped[UUID | None]
+    callback_url: Mapped[str | None]  # who is told of its end, and where; NULL: as its service says
+    callback_task: Mapped[str | None]
     admitted: Mapped[bool] = mapped_column(
         server_default=text("false")
     )  # checked, priced, and within the budgets; false again when its money was given back
@@ -264,17 +278,30 @@ class CallbackRow(Base):
     body: Mapped[bytes]
 
 
+class LabelRow(Base):
+    """The metadata of jobs once more, to list jobs by one of them straight off an index. Triggers on `jobs` keep it."""
+
+    __tablename__ = "labels"
+
+    service_id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+
+
 class IdempotencyKeyRow(Base):
-    """One key of one service names one job for good; the fingerprint tells a repeat from a mistake."""
+    """One key of one service names one job, or the jobs of one batch; the fingerprint tells a repeat from a mistake."""
 
     __tablename__ = "idempotency_keys"
+    __table_args__ = (CheckConstraint("(job_id IS NULL) <> (job_ids IS NULL)", name="names"),)
 
-    service_id: Mapped[UUID] = mapped_column(ForeignKey("services.id"), primary_key=True)
+    service_id: Mapped[UUID] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     fingerprint: Mapped[bytes]
-    job_id: Mapped[UUID] = mapped_column(
+    job_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("jobs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"), index=True
     )
+    job_ids: Mapped[list[UUID] | None]  # of a batch, in its order
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
@@ -307,6 +334,50 @@ class AccountRow(Base):
     # Low-water marks of alarms: no claimable job, and none in flight, is due before. See `alarms.due`.
     queued_from: Mapped[datetime] = mapped_column(server_default=LONG_AGO)
     in_flight_from: Mapped[datetime] = mapped_column(server_default=LONG_AGO)
+    models_fetched_at: Mapped[datetime | None]
+    # What jobs get that are queued by SQL and do not say: the settings, as the last sweep had them.
+    default_model: Mapped[str] = mapped_column(server_default="openai/dall-e-2")
+    deadline_s: Mapped[float] = mapped_column(server_default="3600")
+
+
+class ModelRow(Base):
+    """One model of the provider's catalogue, or one that a person paused."""
+
+    __tablename__ = "models"
+    __table_args__ = (Index("models_paused_idx", "id", postgresql_where=text("paused_at IS NOT NULL")),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str | None]  # as the provider calls it, such as text-to-image
+    description: Mapped[str | None]
+    schema: Mapped[Json | None]  # the JSON Schema of its input; NULL: the provider gives none
+    listed_at: Mapped[datetime | None]  # when the catalogue last named it
+    withdrawn_at: Mapped[datetime | None]  # when it named it no more
+    paused_at: Mapped[datetime | None]  # since when its jobs stand still
+
+
+class RefusalRow(Base):
+    """What came by a door without an answer, and could not become a job: kept, for a person to see and mend."""
+
+    __tablename__ = "refusals"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+    door: Mapped[str]
+    task_id: Mapped[str | None]
+    service: Mapped[str | None]  # as it was named
+    code: Mapped[str]
+    errors: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))  # [{"field", "message"}]
+    request: Mapped[Json | None]  # as it came; NULL when it was too large to keep
+
+
+class PaceRow(Base):
+    """How fast one service asks of our API, as the time up to which its requests are spent (GCRA)."""
+
+    __tablename__ = "paces"
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+
+    service_id: Mapped[UUID] = mapped_column(primary_key=True)
+    spent_until: Mapped[datetime]
 
 
 class PriceRow(Base):

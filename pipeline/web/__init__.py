@@ -23,5 +23,6 @@ def create_app(rt: Runtime | None = None) -> Flask:
     problems.register(app)
     app.register_blueprint(health.bp)
     app.register_blueprint(webhooks.bp)
-    app.register_blueprint(api.bp)
+    for page in api.BLUEPRINTS:
+        app.register_blueprint(page)
     return app

@@ -1,0 +1,5 @@
+"""The API for other services, version 1: one page for each thing that can be asked."""
+
+from pipeline.web.api import jobs
+
+BLUEPRINTS = (jobs.bp,)
