@@ -128,7 +128,8 @@ def db(pool: Database) -> Database:
             tx.exec_driver_sql(
                 "TRUNCATE pipeline.jobs, pipeline.attempts, pipeline.events, pipeline.callbacks,"
                 " pipeline.notifications, pipeline.idempotency_keys, pipeline.services, pipeline.workers,"
-                " pipeline.prices, pipeline.budgets, pipeline.models, pipeline.labels, pipeline.refusals, pipeline.paces,"
+                " pipeline.prices, pipeline.budgets, pipeline.models, pipeline.labels,"
+                " pipeline.refusals, pipeline.paces,"
                 " pipeline.account"
             )
             tx.exec_driver_sql("INSERT INTO pipeline.account (id) VALUES (1)")

@@ -97,5 +97,7 @@ def test_the_log_keeps_every_secret_whatever_is_asked(
     (crash,) = [event for event in events if event["event"] == "request.crashed"]
     assert crash["error"] == "IntegrityError"
     assert crash["route"] == "/v1/jobs"
-    assert all(place in crash["raised_at"] for place in ("web/api.py:", "lifecycle/accept.py:", "store/intake.py:"))
+    assert all(
+        place in crash["raised_at"] for place in ("web/api/jobs.py:", "lifecycle/accept.py:", "store/intake.py:")
+    )
     assert "request.failed" in [event["event"] for event in events]
