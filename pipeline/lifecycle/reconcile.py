@@ -6,7 +6,7 @@ not prove; the provider's list; and the proof of absence, two complete reads of 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -42,7 +42,11 @@ meanwhile, by the lease; but what a look leaves unsaid, because its process or t
 
 WINDOW_SLACK = timedelta(seconds=2)
 CLOCK_SLACK = timedelta(seconds=1)  # the provider's Date header has whole seconds only
+CLOCK_TRIES = 3
 UNKNOWN_CLOCK_SLACK = timedelta(minutes=15)
+TOGETHER = timedelta(seconds=60)
+"""Lost attempts whose windows lie within this time are looked for in one read of the list."""
+
 MAX_PAGES = 100
 PAGE_SIZE = 100
 LONGEST_DELAY_S = 3600.0
@@ -79,9 +83,7 @@ class Reconciler:
             now = missing.now(tx)
         clock = _Clock(now)
         try:
-            lost = [one for one in lost if not (one.hint_id and self._follow_hint(one))]
-            for model, group in groupby(sorted(lost, key=lambda one: one.model), key=lambda one: one.model):
-                self._look_for(model, sorted(group, key=lambda one: one.started_at), clock)
+            self._look_for([one for one in lost if not (one.hint_id and self._follow_hint(one))], clock)
         finally:
             with self._rt.db.transaction() as tx:
                 account.end_lease(tx, self._worker_id)
@@ -92,33 +94,63 @@ class Reconciler:
     def _lease(self, tx: Transaction) -> bool:
         return account.lease_list(tx, self._worker_id, lease_s=LEASE_S, dead_after_s=DEAD_AFTER_S)
 
-    def _look_for(self, model: str, lost: Sequence[Missing], clock: "_Clock") -> None:
-        """Read the list once for all lost attempts of one model, and conclude for each."""
-        begun = time.monotonic()
-        try:
-            reading = self._read(model, lost, clock)
-        except ProviderError as error:
-            log.warning("reconcile.list_unread", model=model, count=len(lost), why=error.code)
-            with self._rt.db.transaction() as tx:
-                again_s = max(error.retry_after_s or 0.0, min(max(lost[0].age_s / 4, 1.0), UNREAD_S))
-                missing.unread(tx, lost, next_s=again_s, why=error.code)
-                for one in lost:
-                    if one.age_s > self._rt.settings.unknown_patience_s + UNREADABLE_FOR_S:
-                        self._hold(tx, one, f"the provider's list could not be read ({error.code})")
-            halted = False
-            if isinstance(error, KeyRefused) and not self._loop.run(self._key_check.works()):
-                with self._rt.db.transaction() as tx:
-                    halted = account.halt(tx, "key_refused", balance=None)
-            if halted:
-                log.error("account.halted", reason="key_refused")
+    def _look_for(self, lost: Sequence[Missing], clock: "_Clock") -> None:
+        """
+        Look for every one of them, the newest first, those of one time together.
+
+        In one read of all their times, those whom nothing can prove would make it longer and longer; and one that
+        breaks off says nothing of anybody.
+        """
+        if not lost:
             return
-        waited_s = begun - clock.started
-        with self._rt.db.transaction() as tx:
-            taken = missing.known_ids(tx, [item.id for item in reading.items])
-        for one in lost:
+        try:
+            self._learn_clock(clock)
+        except ProviderError as error:
+            self._unread(lost, error)
+            return
+        groups = sorted(self._clusters(lost), key=lambda group: group[-1].started_at, reverse=True)
+        for number, group in enumerate(groups):
+            waited_s = time.monotonic() - clock.started
+            try:
+                reading = self._read(group)
+            except ProviderError as error:
+                self._unread([one for unread in groups[number:] for one in unread], error)
+                break
             with self._rt.db.transaction() as tx:
-                self._conclude(tx, one, reading, taken, age_s=one.age_s + waited_s)
+                taken = missing.known_ids(tx, [item.id for item in reading.items])
+            for one in group:
+                with self._rt.db.transaction() as tx:
+                    self._conclude(tx, one, reading, taken, age_s=one.age_s + waited_s)
         self._rt.nudge("submit")
+
+    def _clusters(self, lost: Sequence[Missing]) -> Iterator[Sequence[Missing]]:
+        """Those of one model whose windows lie together, by time."""
+        for _, of_model in groupby(sorted(lost, key=lambda one: (one.model, one.started_at)), lambda one: one.model):
+            group: list[Missing] = []
+            for one in of_model:
+                first, last = self._window(one)
+                if group and last - self._window(group[0])[0] > max(TOGETHER, 2 * (last - first)):
+                    yield group
+                    group = []
+                group.append(one)
+            yield group
+
+    def _unread(self, lost: Sequence[Missing], error: ProviderError) -> None:
+        """The list could not be read: nothing is concluded, and it is asked for again soon."""
+        youngest_s = min(one.age_s for one in lost)
+        log.warning("reconcile.list_unread", count=len(lost), why=error.code)
+        with self._rt.db.transaction() as tx:
+            again_s = max(error.retry_after_s or 0.0, min(max(youngest_s / 4, 1.0), UNREAD_S))
+            missing.unread(tx, lost, next_s=again_s, why=error.code)
+            for one in lost:
+                if one.age_s > self._rt.settings.unknown_patience_s + UNREADABLE_FOR_S:
+                    self._hold(tx, one, f"the provider's list could not be read ({error.code})")
+        halted = False
+        if isinstance(error, KeyRefused) and not self._loop.run(self._key_check.works()):
+            with self._rt.db.transaction() as tx:
+                halted = account.halt(tx, "key_refused", balance=None)
+        if halted:
+            log.error("account.halted", reason="key_refused")
 
     def _conclude(self, tx: Transaction, one: Missing, reading: Reading, taken: set[str], age_s: float) -> None:
         first, last = self._window(one)
@@ -201,8 +233,8 @@ class Reconciler:
         """Whether a task in this attempt's window may be another's: its window may overlap at either end."""
         return missing.rivals(tx, one, slack_s=(self._slack() + CLOCK_SLACK).total_seconds()) > 0
 
-    def _read(self, model: str, lost: Sequence[Missing], clock: "_Clock") -> Reading:
-        self._learn_clock(clock)
+    def _read(self, lost: Sequence[Missing]) -> Reading:
+        """Read the list once for attempts of one model that were under way at about the same time."""
         windows = [self._window(one) for one in lost]
         first, last = min(window[0] for window in windows), max(window[1] for window in windows)
         items: list[Prediction] = []
@@ -211,7 +243,7 @@ class Reconciler:
                 self._lease(tx)
             page = self._loop.run(
                 self._provider.list(
-                    model=model, created_after=first, created_before=last, page=number, page_size=PAGE_SIZE
+                    model=lost[0].model, created_after=first, created_before=last, page=number, page_size=PAGE_SIZE
                 )
             )
             items += page.items
@@ -223,14 +255,18 @@ class Reconciler:
         """
         Compare the clocks anew: either may be set while we run, and a window beside the task would prove it absent.
 
-        An answer that took long tells too little; then the window is taken wide.
+        An answer that took long tells too little; when several did, the window is taken wide.
         """
         self._clock_ahead = None
-        asked = clock.now()
-        page = self._loop.run(self._provider.list(page_size=1))
-        answered = clock.now()
-        if page.server_time and answered - asked < CLOCK_SLACK:
-            self._clock_ahead = page.server_time + timedelta(milliseconds=500) - (asked + (answered - asked) / 2)
+        for _ in range(CLOCK_TRIES):
+            asked = clock.now()
+            page = self._loop.run(self._provider.list(page_size=1))
+            answered = clock.now()
+            if page.server_time is None:
+                break
+            if answered - asked < CLOCK_SLACK:
+                self._clock_ahead = page.server_time + timedelta(milliseconds=500) - (asked + (answered - asked) / 2)
+                break
 
 
 class _Clock:
