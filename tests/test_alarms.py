@@ -209,6 +209,17 @@ def test_a_halted_account_is_probed_when_its_time_has_come(rt: Runtime) -> None:
     assert "probe" in due(rt)
 
 
+def test_an_alarm_that_was_written_into_the_past_is_found_when_all_is_looked_at(rt: Runtime, caller: Caller) -> None:
+    """By a transaction that took an hour, or by a person; most sweeps look no further back than they need."""
+    placed(rt, caller.service, State.PROCESSING)
+    with rt.db.transaction() as tx:
+        alarms.due(tx)
+    execute(rt, "UPDATE jobs SET due_at = clock_timestamp() - interval '1 hour'")
+    execute(rt, "UPDATE account SET swept_at = clock_timestamp() - interval '1 minute'")
+    with rt.db.transaction() as tx:
+        assert "poll" in alarms.due(tx)
+
+
 def test_a_sweep_is_remembered(rt: Runtime) -> None:
     """A worker whose beat finds that nobody swept for a while does it itself."""
     with rt.db.transaction() as tx:

@@ -30,16 +30,26 @@ LONGEST_WRITE_S = 15.0
 # find one on the first page, and reads them all when they happen to lie at the end.
 #
 # While somebody holds a snapshot, an index keeps an entry for whatever was due since. So what is found here is noted:
-# those who look many times a second need not step over what was due before, as alarms are never set into the past.
+# who looks need not step over what was due before, as alarms are never set into the past. Once a minute everything is
+# looked at all the same: a transaction that took long, or a person, may have written an alarm before the mark.
 _DUE = text("""
-    WITH first AS MATERIALIZED (
+    WITH mark AS MATERIALIZED (
+        SELECT CASE WHEN whole THEN '-infinity' ELSE queued_from END AS queued,
+               CASE WHEN whole THEN '-infinity' ELSE in_flight_from END AS in_flight
+        FROM (
+            SELECT queued_from, in_flight_from, date_trunc('minute', swept_at) IS DISTINCT FROM
+                                                date_trunc('minute', statement_timestamp()) AS whole
+            FROM account WHERE id = 1
+        ) a
+    ), first AS MATERIALIZED (
         SELECT (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND NOT admitted) AS unadmitted,
-               (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted) AS queued,
-               (SELECT min(due_at) FROM jobs WHERE state = 'submitting') AS submitting,
-               (SELECT min(due_at) FROM jobs WHERE state = 'processing') AS processing,
-               (SELECT min(due_at) FROM jobs WHERE state = 'unknown') AS unknown,
+               (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted AND due_at >= m.queued) AS queued,
+               (SELECT min(due_at) FROM jobs WHERE state = 'submitting' AND due_at >= m.in_flight) AS submitting,
+               (SELECT min(due_at) FROM jobs WHERE state = 'processing' AND due_at >= m.in_flight) AS processing,
+               (SELECT min(due_at) FROM jobs WHERE state = 'unknown' AND due_at >= m.in_flight) AS unknown,
                (SELECT min(due_at) FROM jobs WHERE state = 'expired') AS expired,
                statement_timestamp() - make_interval(secs => :longest_write_s) AS known_until
+        FROM mark m
     )
     UPDATE account SET swept_at = clock_timestamp(),
         queued_from = least(first.queued, known_until),
@@ -69,7 +79,7 @@ _LOST_CLAIMS = text(f"""
         FROM jobs j
         JOIN attempts a ON a.id = j.current_attempt
         LEFT JOIN workers w ON w.id = a.worker_id
-        WHERE j.state = 'submitting' AND j.due_at IS NOT NULL  -- always true: the index has that predicate
+        WHERE j.state = 'submitting' AND j.due_at >= (SELECT in_flight_from FROM account WHERE id = 1)
           AND (j.due_at <= statement_timestamp() OR w.id IS NULL OR {DEAD})
         ORDER BY j.id LIMIT 1000 FOR UPDATE OF a SKIP LOCKED  -- whose answer is just being recorded is not dead
     ), ended AS (
