@@ -60,7 +60,16 @@ class Journey:
 
     def all_complete(self, timeout_s: float = 120.0) -> None:
         """Wait until every job is completed, and check that each was paid for once."""
-        until(lambda: self.states() == {"completed": len(self.ids)}, timeout_s)
+        waiting = self.ids
+
+        def done() -> bool:
+            nonlocal waiting
+            with ThreadPoolExecutor(8) as threads:
+                states = [job["state"] for job in threads.map(self.job, waiting)]
+            waiting = [job_id for job_id, state in zip(waiting, states, strict=True) if state != "completed"]
+            return not waiting
+
+        until(done, timeout_s)
         charges = Counter(charge["prompt"] for charge in self.provider.ledger())
         assert len(charges) == len(self.ids)
         assert set(charges.values()) == {1}
