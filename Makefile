@@ -3,7 +3,7 @@
 # CHAOS_S, CHAOS_JOBS, CHAOS_LIST_INPUT (on, off), CHAOS_SEED, CHAOS_ARGS (see benchmarks/CHAOS.md).
 
 BIN := .venv/bin
-.PHONY: setup demo dev test test-rabbitmq stateful chaos chaos-lost lint format clean
+.PHONY: setup demo dev test test-slow test-rabbitmq stateful chaos chaos-lost lint format clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.run  ## the virtual environment, with what runs the product on this machine
@@ -23,6 +23,9 @@ dev: .venv/.run  ## all of it, kept running; data and keys in .dev
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+test-slow: .venv/.dev  ## what takes too long to wait for after every change
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 test-rabbitmq: .venv/.dev  ## the same product on RabbitMQ; wants Debian's rabbitmq-server
 	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || .ci/install rabbitmq-server

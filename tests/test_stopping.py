@@ -20,6 +20,7 @@ from sqlalchemy import text
 from pipeline.broker import QUEUE
 from pipeline.embedded import procfile
 from pipeline.embedded.processes import Process, Program, Server
+from pipeline.errors import Unavailable
 from pipeline.jobs import State
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
@@ -191,6 +192,31 @@ def test_all_leave_while_the_database_is_away(
                 until(lambda: client.hlen("unacked"), 60.0)
             worker.sigterm()
             assert worker.leaves() == 0
+
+
+@pytest.mark.slow
+def test_posts_whose_answers_find_no_database_at_the_end_are_found_again(
+    environ: dict[str, str], env: dict[str, str], sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """A deployment in the middle of an outage: the process leaves in time, and nothing is paid for twice."""
+    sandbox.faults(latency_s=2, generation_s=0.1, webhook_drop=1)
+    with own_database(environ) as (server, rt, caller):
+        env |= {"DATABASE_URL": server.url, "UNKNOWN_PATIENCE_S": "600"}
+        jobs = many(rt, caller, 8)
+        with running("worker", env, tmp_path, POOLS["threads"]) as worker:
+            until(lambda: len(sandbox.ledger()) == 8, 60.0)
+            server.stop()
+            worker.sigterm()
+            assert worker.leaves() == 0
+        assert "worker.left_silently" in (tmp_path / "worker.log").read_text()
+
+        server.start()
+        sandbox.faults(latency_s=0)
+        with contextlib.suppress(Unavailable):
+            states(rt, jobs)  # on a connection of before
+        with running("worker", env, tmp_path, POOLS["threads"]):
+            until(lambda: states(rt, jobs) == {State.COMPLETED: 8}, 60.0)
+        assert once_each(sandbox, 8)
 
 
 @pytest.mark.parametrize("kind", POOLS)
