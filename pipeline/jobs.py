@@ -70,3 +70,12 @@ class Outcome(StrEnum):
 def sources(target: State) -> frozenset[State]:
     """The states from which a job may move to *target*."""
     return frozenset(state for state, targets in TRANSITIONS.items() if target in targets)
+
+
+def may_be_retried(state: str, *, looked_after: bool) -> bool:
+    """
+    Whether a new job like one in *state* cannot be paid beside it.
+
+    A job that expired is *looked after* while its task may still complete.
+    """
+    return state in FINAL or (state == State.EXPIRED and not looked_after)

@@ -3,6 +3,8 @@
 from datetime import datetime, timedelta
 from typing import Any
 
+from pipeline.jobs import State, may_be_retried
+
 RETENTION = timedelta(days=7)
 """How long the provider keeps results and files. Source: https://wavespeed.ai/docs/what-are-predictions"""
 
@@ -38,7 +40,7 @@ def job(row: Any) -> dict[str, Any]:
         },
         "price": None if row.price is None else float(row.price),  # USD
         "retry_of": row.retry_of and str(row.retry_of),
-        "links": {"self": f"/v1/jobs/{row.id}"},
+        "links": _links(row),
     }
 
 
@@ -61,8 +63,31 @@ def event(row: Any) -> dict[str, Any]:
 
 
 def _output(index: int, item: dict[str, Any]) -> dict[str, Any]:
-    shown = {"index": index, "url": item.get("url"), "source_url": item.get("url"), "nsfw": item.get("nsfw")}
+    shown = {
+        "index": index,
+        "url": item.get("url"),
+        "source_url": item.get("url"),
+        "content_type": None,
+        "bytes": None,
+        "sha256": None,
+        "width": None,
+        "height": None,
+        "nsfw": item.get("nsfw"),
+        "review": None,
+        "stored": False,
+    }
     return shown | ({"value": item["value"]} if "value" in item else {})
+
+
+def _links(row: Any) -> dict[str, str]:
+    """Where to go from a job; only what its state allows."""
+    path = f"/v1/jobs/{row.id}"
+    links = {"self": path, "events": f"{path}/events", "evidence": f"{path}/evidence"}
+    if row.state == State.QUEUED:
+        links["cancel"] = f"{path}/cancel"
+    if may_be_retried(row.state, looked_after=row.due_at is not None):
+        links["retry"] = f"{path}/retry"
+    return links
 
 
 def _time(at: datetime | None) -> str | None:

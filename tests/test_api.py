@@ -103,7 +103,12 @@ def test_a_job_is_accepted_and_shown(rt: Runtime, web: str, caller: Caller) -> N
         "timings": {"queued_ms": None, "provider_ms": None, "inference_ms": None, "total_ms": None},
         "price": 0.12,
         "retry_of": None,
-        "links": {"self": f"/v1/jobs/{job['id']}"},
+        "links": {
+            "self": f"/v1/jobs/{job['id']}",
+            "events": f"/v1/jobs/{job['id']}/events",
+            "evidence": f"/v1/jobs/{job['id']}/evidence",
+            "cancel": f"/v1/jobs/{job['id']}/cancel",
+        },
     }
     assert UUID(job["id"]).version == 7
     assert row(rt, UUID(job["id"])).input == {"prompt": "a lighthouse"}  # base64 is ours to make, and never sent

@@ -19,7 +19,8 @@ from pipeline.embedded.processes import Process, Program, Server
 from pipeline.jobs import State, Via
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
-from pipeline.store import reading
+from pipeline.store import lists
+from pipeline.store.lists import Wanted
 from tests.conftest import Caller
 from tests.factories import kinds, row, scalar, state, until
 from tests.test_worker import own_database
@@ -81,7 +82,7 @@ def worker(environ: dict[str, str], valkey: Server, rt: Runtime, web: str, tmp_p
 
 def jobs(rt: Runtime) -> list[Any]:
     with rt.db.transaction() as tx:
-        return list(reading.jobs(tx, limit=100))
+        return list(lists.page(tx, Wanted(), limit=100).rows)
 
 
 def test_a_message_from_another_app_becomes_a_finished_job(

@@ -27,6 +27,8 @@ for command in (
     jobs.jobs,
     jobs.show,
     jobs.decide,
+    jobs.cancel,
+    jobs.retry,
     account.account,
     money.reconcile,
     processes.migrate,

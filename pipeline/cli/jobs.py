@@ -26,7 +26,8 @@ from pipeline.cli.common import (
 )
 from pipeline.jobs import FINAL, State
 from pipeline.runtime import Runtime
-from pipeline.store import reading
+from pipeline.store import lists, reading
+from pipeline.store.lists import Wanted
 
 COLUMNS = ("job", "state", "settled by", "service", "model", "created", "took", "result")
 SPARED = ("created", "service", "model", "settled by", "took", "result", "state")
@@ -77,13 +78,33 @@ def jobs(
     *,
     state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
     needs_decision: Annotated[bool, typer.Option("--needs-decision", help="Only those held for a person.")] = False,
+    model: Annotated[str | None, typer.Option(help="Only those of this model.")] = None,
+    service: Annotated[str | None, typer.Option(help="Only those of this service.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only those with this metadata; may be repeated.")
+    ] = None,
+    after: Annotated[str | None, typer.Option(metavar="JOB", help="Only those older than this one.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List the newest jobs."""
     rt = runtime()
-    with rt.db.transaction() as tx:
-        rows = reading.jobs(tx, state=state, held=needs_decision, limit=limit)
+    before = job_id_of(after) if after else None
+    wanted = Wanted(
+        service_ids=[service_named(rt, service, revoked=True).id] if service else None,
+        state=state or (State.UNKNOWN if needs_decision else None),
+        model=model,
+        metadata=dict(_label(text) for text in metadata or ()),
+        held=needs_decision,
+    )
+    rows: list[Any] = []
+    while len(rows) < limit:  # a page may end before it is full
+        with rt.db.transaction() as tx:
+            page = lists.page(tx, wanted, after=before, limit=limit - len(rows))
+        rows += page.rows
+        before = page.next
+        if before is None:
+            break
     warn(rt)
     _show_jobs(rows, as_json=as_json)
 
@@ -139,6 +160,39 @@ def decide(
     else:
         decisions.give_up(rt, job_id)
     err.print(f"the job is {job_row(rt, job_id).state} now")
+
+
+def cancel(job: Annotated[str, typer.Argument(help="The id of a queued job.")]) -> None:
+    """Take a queued job back: it is never submitted."""
+    from pipeline.lifecycle import again  # noqa: PLC0415
+
+    rt = runtime()
+    moved = again.cancel(rt, service_named(rt, "operator"), job_id_of(job))
+    err.print("the job is cancelled" if moved else "the job was cancelled before")
+
+
+def retry(
+    job: Annotated[str, typer.Argument(help="The id of a job that has ended.")],
+    *,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key is the same retry.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hand in a new job like one that has ended."""
+    from pipeline.lifecycle import again  # noqa: PLC0415
+
+    rt = runtime()
+    new_id, made = again.retry(rt, service_named(rt, "operator"), job_id_of(job), key=key)
+    if not as_json:
+        err.print("accepted a new job" if made else "this key named the retry before")
+    _show_jobs([job_row(rt, new_id)], as_json=as_json)
+    time.sleep(0.1)  # the nudge leaves from a daemon thread
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or "\x00" in text:
+        raise typer.BadParameter("metadata is given as NAME=VALUE")
+    return name, value
 
 
 def _wait(rt: Runtime, ids: list[UUID]) -> bool:

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from pydantic import (
     ValidationError,
 )
 
-from pipeline import models
+from pipeline import models, prices
 from pipeline.errors import BudgetExceeded, ConfigError, FieldError, InvalidInput, MalformedRequest, Unavailable
 from pipeline.lifecycle import quote
 from pipeline.runtime import Runtime
@@ -31,10 +32,14 @@ from pipeline.store.database import Transaction
 from pipeline.store.intake import NewJob, Stored
 from pipeline.store.services import Service
 
+T = TypeVar("T", covariant=True)  # noqa: PLC0105 - mypy asks for it of a protocol
+
 MAX_DEADLINE_S = 7 * 86400
 """The provider keeps results for seven days: nothing can be learnt of a job after that."""
 
 NO_PRICE = "The provider names no price for it, and there is a budget: set one with `pipeline models price MODEL USD`."
+
+ODD_KEY = "Must be 1 to 255 printable ASCII characters."
 
 MAX_DELAY = timedelta(days=366)
 _MAX_METADATA = 50
@@ -80,6 +85,13 @@ class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=Tr
     metadata: Annotated[dict[MetadataName, MetadataValue], Field(max_length=_MAX_METADATA)] = {}
 
 
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constants)
+
+
 def decode(body: bytes) -> Any:
     """
     The JSON value in *body*, of whatever kind.
@@ -88,7 +100,7 @@ def decode(body: bytes) -> Any:
         MalformedRequest: It is not JSON in UTF-8.
     """
     try:
-        return json.loads(body.decode(), parse_constant=_no_constants)
+        return _JSON.decode(body.decode())
     except (ValueError, RecursionError):  # bad UTF-8 and endless digits are ValueErrors too
         raise MalformedRequest("The body must be a JSON object in UTF-8.") from None
 
@@ -133,14 +145,51 @@ def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | Non
         BudgetExceeded: A budget does not cover it.
         Unavailable: There is a budget, and the provider cannot be asked for the price now.
     """
-    if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):  # a message may hold anything
-        message = "Must be 1 to 255 printable ASCII characters."
-        raise InvalidInput(errors=[FieldError("Idempotency-Key", message)])
+    key = known_key(key)
+    job = new_job(rt, service, request)
+
+    def store(tx: Transaction, *, however_old: bool) -> tuple[UUID, Stored | None]:
+        meant = fingerprint(request) if key else b""
+        job_id, stored = add_one(tx, job, key, meant, however_old=however_old)
+        if stored:
+            reserve(tx, job.service_id, [stored])
+        return job_id, stored
+
+    job_id, stored = priced(rt, [job], store)
+    if stored:
+        wake(rt, [stored])
+    return job_id, stored is not None
+
+
+def known_key(key: str | None) -> str | None:
+    """
+    Check an Idempotency-Key, if there is one.
+
+    Raises:
+        InvalidInput: It is not 1 to 255 printable ASCII characters.
+    """
+    if key is not None and not is_key(key):
+        raise InvalidInput(errors=[FieldError("Idempotency-Key", ODD_KEY)])
+    return key
+
+
+def is_key(value: object) -> bool:
+    """Whether *value*, which may be anything, may be an idempotency key."""
+    return isinstance(value, str) and _KEY.fullmatch(value) is not None
+
+
+def new_job(rt: Runtime, service: Service, request: JobRequest) -> NewJob:
+    """
+    The job that a checked request asks for.
+
+    Raises:
+        InvalidInput: It names a callback task that its service may not name.
+    """
     if (task := request.callback_task) and task not in {allowed["task"] for allowed in service.callback_tasks}:
         message = f"Is not a task that {service.name} may name; `pipeline services set` allows one."
         raise InvalidInput(errors=[FieldError("callback_task", message)])
     payload, options = models.split(request.input)
-    job = NewJob(
+    return NewJob(
         service_id=service.id,
         model=request.model or rt.settings.default_model,
         input=payload,
@@ -152,63 +201,97 @@ def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | Non
         callback_url=request.callback_url,
         callback_task=request.callback_task,
     )
-    fingerprint = _fingerprint(request) if key else b""
+
+
+class Store(Protocol[T]):
+    """What is done in the accepting transaction; *however_old*: an old price will do. Done twice at most."""
+
+    def __call__(self, tx: Transaction, *, however_old: bool) -> T: ...
+
+
+def priced(rt: Runtime, jobs: Collection[NewJob], store: Store[T]) -> T:
+    """
+    Store jobs by *store* and give what it returns; when a budget hangs on prices, ask for them first.
+
+    Raises:
+        Unavailable: The provider cannot be asked now.
+    """
     try:
-        job_id, stored = _stored(rt, job, key, fingerprint)
+        with rt.db.transaction() as tx:
+            return store(tx, however_old=False)
     except _PriceWanted:
         try:
-            quote.ask_now(rt, job.model, job.input)
-            job_id, stored = _stored(rt, job, key, fingerprint, however_old=True)
+            quote.ask_now(rt, {(job.model, prices.key(job.input)): job.input for job in jobs})
+            with rt.db.transaction() as tx:
+                return store(tx, however_old=True)
         except (_PriceWanted, ConfigError):  # or there is no key in this process to ask with
             raise Unavailable("The provider cannot be asked now what this costs, and a budget hangs on it.") from None
-    if stored:
-        rt.nudge("submit" if stored.priced else "admit")
-    return job_id, stored is not None
 
 
 class _PriceWanted(Exception):
     """A budget hangs on a price that is not known yet."""
 
 
-def _stored(
-    rt: Runtime, job: NewJob, key: str | None, fingerprint: bytes, *, however_old: bool = False
+def add_one(
+    tx: Transaction, job: NewJob, key: str | None, meant: bytes, *, however_old: bool, owner: UUID | None = None
 ) -> tuple[UUID, Stored | None]:
-    """Store one job and reserve its price, or neither."""
-    with rt.db.transaction() as tx:
-        stored: Stored | None
-        if key is None:
-            (stored,) = intake.add(tx, [job], however_old=however_old)
-            job_id = job.id
-        else:
-            job_id, stored = intake.add_once(tx, job, key, fingerprint, however_old=however_old)
-        if stored and stored.budgeted:
-            _reserve(tx, job.service_id, stored)
-    return job_id, stored
+    """
+    Store one job, unless *key* names it already; nothing is reserved yet.
+
+    The key is one of *owner*, if that is not the job's service; *meant* is the fingerprint of what it names.
+    """
+    if key is None:
+        (stored,) = intake.add(tx, [job], however_old=however_old)
+        return job.id, stored
+    return intake.add_once(tx, job, key, meant, however_old=however_old, owner=owner)
 
 
-def _reserve(tx: Transaction, service_id: UUID, stored: Stored) -> None:
+def reserve(tx: Transaction, service_id: UUID, stored: Sequence[Stored]) -> None:
+    """
+    Reserve what jobs of one service, just stored, cost together; if they count against a budget.
+
+    Raises:
+        InvalidInput: The provider names no price; the lines are those of *stored*, when there are several.
+        BudgetExceeded: A budget does not cover them.
+    """
+    if not any(one.budgeted for one in stored):
+        return
     purses = Purses(tx, [service_id])
     if not purses.limit(service_id):
         return
-    if not stored.priced:
+    if not all(one.priced for one in stored):
         raise _PriceWanted
-    if stored.usd is None:
-        raise InvalidInput(errors=[FieldError("model", NO_PRICE)])
-    if short := purses.reserve(service_id, stored.usd):
-        raise BudgetExceeded(short_of(short, stored.usd))
+    if missing := [number for number, one in enumerate(stored) if one.usd is None]:
+        raise PriceMissing(missing)
+    usd = sum((one.usd for one in stored if one.usd is not None), Decimal())
+    if short := purses.reserve(service_id, usd):
+        raise BudgetExceeded(short_of(short, usd, len(stored)))
     purses.save()
 
 
-def short_of(purse: Purse, usd: Decimal) -> str:
+class PriceMissing(InvalidInput):
+    """There is a budget, and the provider names no price; `places` says of which of the jobs."""
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__(errors=[FieldError("model", NO_PRICE)])
+        self.places = places
+
+
+def wake(rt: Runtime, stored: Collection[Stored]) -> None:
+    """Have what was stored looked at, once it is committed."""
+    rt.nudge(*sorted({"submit" if one.priced else "admit" for one in stored}))
+
+
+def short_of(purse: Purse, usd: Decimal, count: int = 1) -> str:
     """Say which budget does not cover *usd*. What others have left is not a caller's business."""
-    costs = f"The job costs {usd.normalize():f} USD"
+    costs = f"The job costs {usd.normalize():f} USD" if count == 1 else f"The jobs cost {usd.normalize():f} USD"
     if purse.scope == budgets.ACCOUNT:
         return f"{costs}, more than is left of this {purse.period}'s budget of the account."
     limit = f"this {purse.period}'s budget of {purse.limit_usd.normalize():f} USD"
     return f"{costs}, and {purse.left.normalize():f} are left of {limit}."
 
 
-def _fingerprint(request: JobRequest) -> bytes:
+def fingerprint(request: JobRequest) -> bytes:
     """Equal for requests that mean the same, whatever the order of their fields."""
     said = request.model_dump(mode="json")
     for name in ("callback_url", "callback_task"):  # younger than fingerprints that are kept
@@ -247,7 +330,3 @@ def _unstorable(value: Any, path: str = "", depth: int = 0) -> list[FieldError]:
     if isinstance(value, list):
         return [error for index, item in enumerate(value) for error in _unstorable(item, f"{path}.{index}", depth + 1)]
     return []
-
-
-def _no_constants(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -57,24 +57,22 @@ async def ask(rt: Runtime, provider: WaveSpeed, wanted: Mapping[Question, Mappin
     return not missed
 
 
-def ask_now(rt: Runtime, model: str, model_input: Mapping[str, Any]) -> None:
-    """Ask for one price while a caller waits: one at a time, for the others want the same."""
-    question = (model, prices.key(model_input))
+def ask_now(rt: Runtime, wanted: Mapping[Question, Mapping[str, Any]]) -> None:
+    """Ask for prices while a caller waits: one caller at a time, for the others want the same."""
 
-    async def asked() -> bool:
+    async def asked(unsure: Mapping[Question, Mapping[str, Any]]) -> bool:
         provider = rt.provider()
         try:
-            return await ask(rt, provider, {question: model_input})
+            return await ask(rt, provider, unsure)
         finally:
             await provider.close()
 
     with _one_at_a_time:
         with rt.db.transaction() as tx:
-            known = price_list.known(tx, [question]).get(question)
+            known = price_list.known(tx, sorted(wanted))
             may_ask = account.condition(tx).halted_reason != "key_refused"  # then nothing but the probe goes out
-        if known and known.fresh:
-            return
-        if may_ask and rt.price_pause.over and not asyncio.run(asked()):
+        unsure = {one: example for one, example in wanted.items() if one not in known or not known[one].fresh}
+        if unsure and may_ask and rt.price_pause.over and not asyncio.run(asked(unsure)):
             rt.price_pause.begin(SPARED_S)
 
 

@@ -105,10 +105,18 @@ def add(tx: Connection, jobs: Sequence[NewJob], *, however_old: bool = False) ->
 
 
 def add_once(
-    tx: Connection, job: NewJob, key: str, fingerprint: bytes, *, however_old: bool = False
+    tx: Connection,
+    job: NewJob,
+    key: str,
+    fingerprint: bytes,
+    *,
+    however_old: bool = False,
+    owner: UUID | None = None,
 ) -> tuple[UUID, Stored | None]:
     """
     Store *job* unless its service used *key* before. Of any number of equal calls at once, one stores it.
+
+    Where another one asks than the job's service, *owner*, the key is one of theirs.
 
     Returns:
         The id of the one job this key names, and how it was stored, if by this call.
@@ -116,14 +124,15 @@ def add_once(
     Raises:
         IdempotencyConflict: The key was used for another request.
     """
-    claim = insert(IdempotencyKeyRow).values(service_id=job.service_id, key=key, fingerprint=fingerprint, job_id=job.id)
+    owner = owner or job.service_id
+    claim = insert(IdempotencyKeyRow).values(service_id=owner, key=key, fingerprint=fingerprint, job_id=job.id)
     mine = tx.execute(claim.on_conflict_do_nothing().returning(IdempotencyKeyRow.job_id)).first()
     if mine:
         (stored,) = add(tx, [job], however_old=however_old)
         return job.id, stored
     # ON CONFLICT waited for the other transaction, so its row is there for this statement to see.
     query = select(IdempotencyKeyRow.job_id, IdempotencyKeyRow.fingerprint).where(
-        IdempotencyKeyRow.service_id == job.service_id, IdempotencyKeyRow.key == key
+        IdempotencyKeyRow.service_id == owner, IdempotencyKeyRow.key == key
     )
     found = tx.execute(query).first()
     if found is None:  # pruned between the two statements

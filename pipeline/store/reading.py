@@ -6,11 +6,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select
 
-from pipeline.jobs import State
 from pipeline.store.tables import AttemptRow, EventRow, JobRow, ServiceRow
 
 _JOB = (
     JobRow.id,
+    JobRow.service_id,
     JobRow.state,
     JobRow.model,
     JobRow.input,
@@ -29,6 +29,8 @@ _JOB = (
     JobRow.inference_ms,
     JobRow.price,
     JobRow.retry_of,
+    JobRow.callback_url,
+    JobRow.callback_task,
     JobRow.held_at,
     JobRow.held_reason,
     JobRow.created_at,
@@ -43,20 +45,6 @@ def job(tx: Connection, job_id: UUID, *, service_id: UUID | None = None) -> Any 
     if service_id:
         query = query.where(JobRow.service_id == service_id)
     return tx.execute(query).first()
-
-
-def jobs(
-    tx: Connection, *, state: str | None = None, held: bool = False, after: UUID | None = None, limit: int = 20
-) -> Sequence[Any]:
-    """The newest jobs: older than *after*, in that *state*, only those *held* for a person."""
-    query = select(*_JOB).join(ServiceRow, ServiceRow.id == JobRow.service_id)
-    if state:
-        query = query.where(JobRow.state == state)
-    if held:
-        query = query.where(JobRow.state == State.UNKNOWN, JobRow.held_at.is_not(None))
-    if after:
-        query = query.where(JobRow.id < after)
-    return tx.execute(query.order_by(JobRow.id.desc()).limit(limit)).all()
 
 
 def states(tx: Connection, job_ids: Sequence[UUID]) -> dict[UUID, str]:

@@ -59,6 +59,11 @@ def by_name(tx: Connection, name: str, *, revoked: bool = False) -> Service | No
     return _first(tx, ServiceRow.name == name, *(() if revoked else (ServiceRow.revoked_at.is_(None),)))
 
 
+def by_id(tx: Connection, service_id: UUID) -> Service | None:
+    """One service, be it revoked."""
+    return _first(tx, ServiceRow.id == service_id)
+
+
 def everyone(tx: Connection) -> list[Service]:
     """All services, by name, revoked ones too."""
     return [Service(*row) for row in tx.execute(select(*_COLUMNS).order_by(ServiceRow.name))]

@@ -1,4 +1,4 @@
-"""One job: hand it in, read it."""
+"""One job: hand it in, read it, cancel it, try it again."""
 
 from uuid import UUID
 
@@ -7,6 +7,7 @@ from flask.typing import ResponseReturnValue
 
 from pipeline import views
 from pipeline.errors import UnknownJob
+from pipeline.lifecycle import again
 from pipeline.lifecycle.accept import accept, check, decode
 from pipeline.runtime import Runtime
 from pipeline.store import reading
@@ -35,6 +36,24 @@ def get_job(job_id: str) -> ResponseReturnValue:
     """One job."""
     rt, service = caller()
     return jsonify(read_job(rt, service, id_of(job_id)))
+
+
+@bp.post("/jobs/<job_id>/cancel")
+def cancel_job(job_id: str) -> ResponseReturnValue:
+    """Cancel a queued job: 200 and the job, cancelled by this call or by an earlier one."""
+    rt, service = caller()
+    again.cancel(rt, service, id_of(job_id))
+    return jsonify(read_job(rt, service, id_of(job_id)))
+
+
+@bp.post("/jobs/<job_id>/retry")
+def retry_job(job_id: str) -> ResponseReturnValue:
+    """Accept a new job like one that has ended: 201 and the new one; 200 when its Idempotency-Key was seen before."""
+    rt, service = caller()
+    new_id, made = again.retry(rt, service, id_of(job_id), key=request.headers.get("Idempotency-Key"))
+    answer = jsonify(read_job(rt, service, new_id))
+    answer.headers["Location"] = f"/v1/jobs/{new_id}"
+    return answer, 201 if made else 200
 
 
 def id_of(text: str) -> UUID:

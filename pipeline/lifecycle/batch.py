@@ -1,0 +1,143 @@
+"""Batch: many jobs in one request, one a line (NDJSON). All are accepted, or none, and each wrong line is named."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from pipeline.errors import FieldError, InvalidInput, MalformedRequest, TooLarge
+from pipeline.lifecycle import accept
+from pipeline.runtime import Runtime
+from pipeline.store import batch
+from pipeline.store.batch import Added, Line
+from pipeline.store.database import Transaction
+from pipeline.store.services import Service
+
+MAX_LINES = 10_000
+
+MAX_ERRORS = 100
+"""How many wrong fields are named; whoever has more has one mistake many times."""
+
+KEY = "idempotency_key"
+
+
+def accept_lines(rt: Runtime, service: Service, body: bytes, *, key: str | None = None) -> tuple[list[UUID], bool]:
+    """
+    Store the jobs of all lines of *body*, reserving what they cost together. The same *key* is the same batch.
+
+    A line may carry an `idempotency_key`: it is then the job that this key named before, here or in a single request.
+
+    Returns:
+        The jobs' ids in the order of the lines, and whether this call stored the batch.
+
+    Raises:
+        TooLarge: There are more than MAX_LINES lines.
+        InvalidInput: There are none, or some are wrong: `errors` names up to MAX_ERRORS of their fields.
+        IdempotencyConflict: A key, of the whole or of a line, was used for something else.
+        BudgetExceeded: A budget does not cover them all.
+        Unavailable: There is a budget, and the provider cannot be asked for the prices now.
+    """
+    key = accept.known_key(key)
+    values = _decoded(body)
+    meant = _fingerprint(values) if key else b""
+    if key:
+        with rt.db.transaction() as tx:
+            if (known := batch.seen(tx, service.id, key, meant)) is not None:
+                return known, False
+    lines = _checked(rt, service, values)
+
+    def store(tx: Transaction, *, however_old: bool) -> tuple[list[UUID], Added | None]:
+        own = [line.job.id for line in lines]
+        if key and (known := batch.claim(tx, service.id, key, meant, own)) is not None:
+            return known, None
+        added = batch.add(tx, service.id, lines, however_old=however_old)
+        if key and added.ids != own:
+            batch.rename(tx, service.id, key, added.ids)
+        try:
+            accept.reserve(tx, service.id, added.stored)
+        except accept.PriceMissing as missing:
+            wrong = [FieldError("model", accept.NO_PRICE, added.lines[place].number) for place in missing.places]
+            raise _refusal(wrong) from None
+        return added.ids, added
+
+    ids, added = accept.priced(rt, [line.job for line in lines], store)
+    if added and added.stored:
+        accept.wake(rt, added.stored)
+    return ids, added is not None
+
+
+def _decoded(body: bytes) -> list[Any]:
+    """The JSON value of each line."""
+    body = body.rstrip()
+    if not body:
+        raise InvalidInput("A batch has at least one line, each a job as a JSON object.")
+    if (count := body.count(b"\n") + 1) > MAX_LINES:
+        raise TooLarge(f"Send at most {MAX_LINES:,} lines; these are {count:,}.")
+    values, wrong = [], []
+    for number, line in enumerate(_lines(body), 1):
+        try:
+            values.append(accept.decode(line))
+        except MalformedRequest:
+            said = "Must be a job as a JSON object in UTF-8." if line.strip() else "Must not be blank."
+            wrong.append(FieldError("", said, number))
+            if len(wrong) == MAX_ERRORS:
+                break
+    if wrong:
+        raise _refusal(wrong)
+    return values
+
+
+def _lines(body: bytes) -> Iterator[bytes]:
+    """One after the other: all at once would be the whole once more."""
+    start = 0
+    while (end := body.find(b"\n", start)) >= 0:
+        yield body[start:end]
+        start = end + 1
+    yield body[start:]
+
+
+def _checked(rt: Runtime, service: Service, values: Sequence[Any]) -> list[Line]:
+    lines: list[Line] = []
+    wrong: list[FieldError] = []
+    for number, value in enumerate(values, 1):
+        try:
+            lines.append(_line(rt, service, number, value))
+        except InvalidInput as error:
+            wrong += [FieldError(one.field, one.message, number) for one in error.errors]
+            if len(wrong) >= MAX_ERRORS:
+                break
+    if wrong:
+        raise _refusal(wrong)
+    return lines
+
+
+def _line(rt: Runtime, service: Service, number: int, value: Any) -> Line:
+    key = None
+    if isinstance(value, dict) and KEY in value:
+        key = value[KEY]
+        value = {name: item for name, item in value.items() if name != KEY}
+        if key is None or not accept.is_key(key):
+            raise InvalidInput(errors=[FieldError(KEY, accept.ODD_KEY)])
+    request = accept.check(value, default_model=rt.settings.default_model)
+    job = accept.new_job(rt, service, request)
+    return Line(number, job, key, accept.fingerprint(request) if key else b"")
+
+
+def _fingerprint(values: Sequence[Any]) -> bytes:
+    """Equal for batches of the same values in the same order, whatever the order of their fields."""
+    found = hashlib.sha256()
+    for number, value in enumerate(values, 1):
+        try:
+            found.update(json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+        except RecursionError:  # a tower that could just be read
+            raise _refusal([FieldError("", "Is nested too deep.", number)]) from None
+    return found.digest()
+
+
+def _refusal(wrong: Sequence[FieldError]) -> InvalidInput:
+    shown = wrong[:MAX_ERRORS]
+    lines = len({one.line for one in shown})
+    which = f"line {shown[0].line} is wrong" if lines == 1 else f"{lines} lines are wrong, from line {shown[0].line} on"
+    more = f" Only the first {MAX_ERRORS} errors are named; there may be more." if len(wrong) >= MAX_ERRORS else ""
+    return InvalidInput(f"Nothing was stored: {which}.{more}", errors=shown)

@@ -1,0 +1,158 @@
+"""
+Lists of jobs, newest first: whatever the filter, each page is read off an index, and nothing is counted.
+
+What leads is one index whose order is the list's: the jobs of one service in one state (and of one model), or the
+labels of one value. Where there are several services or states, each is probed by itself and the probes are merged.
+Further filters are asked of the rows; so a page may end before it is full, with a place to go on from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from pipeline.jobs import State
+
+AT_MOST = 5000
+"""How many entries of the leading index one page looks at."""
+
+_OLDEST, _NEWEST = UUID(int=0), UUID(int=2**128 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which jobs: of these services (None: of all), in this state, of this model, with this metadata."""
+
+    service_ids: Sequence[UUID] | None = None
+    state: State | None = None
+    model: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    held: bool = False  # only those that wait for a person
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs as `views.job` reads them, and the id that the next page begins after; None: there is no more."""
+
+    rows: Sequence[Any]
+    next: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Lead:
+    """One index to lead the list: the ids of service `s` in order, and which of the filters it answers."""
+
+    sql: str
+    answers: frozenset[str]
+
+
+_PROBE = "SELECT id FROM jobs WHERE service_id = s.id AND {what} AND id < :after ORDER BY id DESC LIMIT :depth"
+
+_LABELS = """
+    SELECT job_id AS id FROM labels
+    WHERE service_id = s.id AND name = :name_{n} AND value = :value_{n} AND job_id < :after
+    ORDER BY job_id DESC LIMIT :depth
+"""
+
+_ALL = _Lead("SELECT id FROM jobs WHERE id < :after ORDER BY id DESC LIMIT :depth", frozenset())
+
+_COLUMNS = """
+    j.id, j.state, j.model, j.input, j.options, j.metadata AS caller_data, j.outputs, j.error,
+    (SELECT name FROM services WHERE id = j.service_id) AS service, j.priority, j.run_at, j.due_at, j.deadline_at,
+    j.attempts, j.prediction_id, j.settled_by, j.inference_ms, j.price, j.retry_of, j.held_at, j.held_reason,
+    j.created_at, j.submitted_at, j.finished_at
+"""
+
+
+def page(tx: Connection, wanted: Wanted, *, after: UUID | None = None, limit: int = 20) -> Page:
+    """The newest jobs that are *wanted*, older than *after*: at most *limit*, and fewer where few are found."""
+    service_ids = wanted.service_ids
+    leads = _leads(wanted)
+    if service_ids is None and leads[0] is not _ALL:
+        service_ids = tx.execute(text("SELECT id FROM services")).scalars().all()
+    filters = _filters(wanted)
+    values = {
+        "services": [str(one) for one in service_ids or ()],
+        "after": after or _NEWEST,
+        "state": wanted.state,
+        "model": wanted.model,
+        **{f"name_{n}": name for n, name in enumerate(wanted.metadata)},
+        **{f"value_{n}": value for n, value in enumerate(wanted.metadata.values())},
+    }
+    depth = limit + 1
+    lead, reach = leads[0], None
+    if filters.keys() - lead.answers:
+        depth = max(depth, AT_MOST // max(1, len(service_ids or ())))
+        reaches = [_reach(tx, one, values, depth) for one in leads]
+        reach, lead = min(zip(reaches, leads, strict=True), key=lambda both: both[0] or _OLDEST)
+    left = " AND ".join(sql for name, sql in filters.items() if name not in lead.answers)
+    rows = tx.execute(_statement(lead, left), {**values, "depth": depth, "limit": limit + 1, "reach": reach}).all()
+    if len(rows) > limit:
+        return Page(rows[:limit], rows[limit - 1].id)
+    return Page(rows, reach)
+
+
+def _leads(wanted: Wanted) -> list[_Lead]:
+    """The indexes that can lead this list; at least one."""
+    found = []
+    if wanted.state or wanted.model or not wanted.metadata:
+        if wanted.service_ids is None and not (wanted.state or wanted.model or wanted.metadata):
+            return [_ALL]
+        states = [wanted.state] if wanted.state else list(State)
+        of_model = "model = :model AND " if wanted.model else ""
+        probes = ["(" + _PROBE.format(what=f"{of_model}state = '{state}'") + ")" for state in states]
+        merged = f"SELECT id FROM ({' UNION ALL '.join(probes)}) u ORDER BY id DESC LIMIT :depth"
+        found.append(_Lead(merged, frozenset({"state", "model"})))
+    found += [_Lead(_LABELS.format(n=n), frozenset({f"label {n}"})) for n in range(len(wanted.metadata))]
+    return found
+
+
+def _filters(wanted: Wanted) -> dict[str, str]:
+    """What is asked of a row, by the name under which an index may answer it."""
+    found = {"state": "j.state = :state"} if wanted.state else {}
+    if wanted.model:
+        found["model"] = "j.model = :model"
+    if wanted.held:
+        found["held"] = "j.held_at IS NOT NULL"
+    return found | {f"label {n}": f"j.metadata ->> :name_{n} = :value_{n}" for n in range(len(wanted.metadata))}
+
+
+def _found(lead: _Lead) -> str:
+    """The first ids of each service, by an index."""
+    if lead is _ALL:
+        return f"SELECT id, NULL::uuid AS service_id FROM ({lead.sql}) a"
+    services = "unnest(CAST(:services AS uuid[])) AS s(id)"
+    return f"SELECT p.id, s.id AS service_id FROM {services} CROSS JOIN LATERAL ({lead.sql}) p"
+
+
+def _reach(tx: Connection, lead: _Lead, values: Mapping[str, Any], depth: int) -> UUID | None:
+    """
+    How far down the list so many entries lead; None: to its end.
+
+    Beyond it some service's entries were cut off, so nothing that is older may be shown.
+    """
+    statement = text(f"""
+        WITH found AS MATERIALIZED ({_found(lead)})
+        SELECT (array_agg(id ORDER BY id))[1] AS last FROM found  -- min() of ids is younger than some Postgres
+        GROUP BY service_id HAVING count(*) = :depth
+        ORDER BY last DESC LIMIT 1
+    """)
+    found: UUID | None = tx.execute(statement, {**values, "depth": depth}).scalar()
+    return found
+
+
+def _statement(lead: _Lead, left: str) -> Any:
+    """One page. Each row is fetched by its id, so that no guess of the planner's about a filter reads a table."""
+    asked = f" AND {left}" if left else ""
+    first = "" if left else "ORDER BY id DESC LIMIT :limit"
+    return text(f"""
+        WITH found AS MATERIALIZED (
+            SELECT id FROM ({_found(lead)}) f WHERE id >= coalesce(CAST(:reach AS uuid), id) {first}
+        )
+        SELECT r.* FROM (SELECT id FROM found ORDER BY id DESC) f CROSS JOIN LATERAL (
+            SELECT {_COLUMNS} FROM jobs j WHERE j.id = f.id{asked} LIMIT 1
+        ) r
+        ORDER BY f.id DESC LIMIT :limit
+    """)
