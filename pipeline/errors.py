@@ -5,7 +5,7 @@ Every exception we raise on purpose, as one tree.
     ├── ConfigError        the environment is wrong; the message names every bad variable
     ├── Unauthorized (401) · BadSignature (401) · BudgetExceeded (402) · UnknownJob (404)
     ├── MalformedRequest (400) · NotAllowedNow (409) · IdempotencyConflict (409) · TooLarge (413) · InvalidInput (422)
-    ├── Unavailable (503)
+    ├── RateLimited (429) · Unavailable (503) · Busy (503)
     └── ProviderError      what WaveSpeed answered, sorted by what may be done next
         ├── Transient      surely nothing was done: try again; `.retry_after_s`
         │   └── Throttled  the account is over its limits (429)
@@ -130,6 +130,18 @@ class InvalidInput(PipelineError):
     title = "Some fields are wrong"
 
 
+class RateLimited(PipelineError):
+    """A service asks more often than it may."""
+
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests"
+
+    def __init__(self, detail: str = "", *, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
 class Unavailable(PipelineError):
     """The database cannot be reached: nothing was done, the same request may be sent again."""
 
@@ -137,6 +149,15 @@ class Unavailable(PipelineError):
     code = "unavailable"
     title = "Temporarily unavailable"
     retry_after_s = 2.0
+
+
+class Busy(PipelineError):
+    """So many wait already that one more could keep others from being heard."""
+
+    status = 503
+    code = "busy"
+    title = "Too many wait already"
+    retry_after_s = 5.0
 
 
 class ProviderError(PipelineError):

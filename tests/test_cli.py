@@ -21,7 +21,7 @@ from pipeline.embedded.ports import hold
 from pipeline.jobs import State
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
-from pipeline.store import schema, services
+from pipeline.store import paces, schema
 from pipeline.store.account import halt
 from pipeline.worker import Worker
 from tests.commands import command, start
@@ -69,8 +69,8 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 
 def service_of(rt: Runtime, key: str) -> str | None:
     with rt.db.transaction() as tx:
-        found = services.by_key(tx, key)
-    return found.name if found else None
+        found = paces.admit(tx, key)
+    return found[0].name if found else None
 
 
 # Services

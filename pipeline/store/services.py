@@ -44,14 +44,9 @@ def create(tx: Connection, name: str, *, operator: bool = False) -> str | None:
     The key is 256 random bits, so a plain hash of it is as good as a slow one.
     """
     key = f"pk_{secrets.token_urlsafe(32)}"
-    statement = upsert(ServiceRow).values(id=new_id(), name=name, key_hash=_hash(key), operator=operator)
+    statement = upsert(ServiceRow).values(id=new_id(), name=name, key_hash=hashed(key), operator=operator)
     made = tx.execute(statement.on_conflict_do_nothing(index_elements=["name"]).returning(ServiceRow.id)).first()
     return key if made else None
-
-
-def by_key(tx: Connection, key: str) -> Service | None:
-    """The service whose key this is, unless it was revoked."""
-    return _first(tx, ServiceRow.key_hash == _hash(key), ServiceRow.revoked_at.is_(None))
 
 
 def by_name(tx: Connection, name: str, *, revoked: bool = False) -> Service | None:
@@ -72,7 +67,7 @@ def everyone(tx: Connection) -> list[Service]:
 def rotate(tx: Connection, name: str) -> str | None:
     """Give a service a new key, which ends the old one (and a revocation); None when there is no such service."""
     key = f"pk_{secrets.token_urlsafe(32)}"
-    statement = update(ServiceRow).where(ServiceRow.name == name).values(key_hash=_hash(key), revoked_at=None)
+    statement = update(ServiceRow).where(ServiceRow.name == name).values(key_hash=hashed(key), revoked_at=None)
     return key if tx.execute(statement).rowcount else None
 
 
@@ -87,5 +82,6 @@ def _first(tx: Connection, *conditions: object) -> Service | None:
     return Service(*row) if row else None
 
 
-def _hash(key: str) -> bytes:
+def hashed(key: str) -> bytes:
+    """A key as it is kept."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

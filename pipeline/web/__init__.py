@@ -4,7 +4,7 @@ from flask import Flask
 
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, from_environment
-from pipeline.web import api, health, problems, webhooks
+from pipeline.web import api, callers, health, problems, webhooks
 
 POOL_SIZE = 10
 """Connections of one web process. Many threads share them: a request holds one for a millisecond."""
@@ -21,6 +21,7 @@ def create_app(rt: Runtime | None = None) -> Flask:
     except ConfigError as error:
         raise SystemExit(f"pipeline: {error.detail}") from None  # the server would print a traceback
     problems.register(app)
+    callers.register(app)
     app.register_blueprint(health.bp)
     app.register_blueprint(webhooks.bp)
     for page in api.BLUEPRINTS:
