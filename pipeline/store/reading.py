@@ -1,10 +1,10 @@
 """Reading jobs: what doors and operators see. Nothing here writes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, text
 
 from pipeline.store.tables import AttemptRow, EventRow, JobRow, ServiceRow
 
@@ -33,6 +33,7 @@ _JOB = (
     JobRow.callback_task,
     JobRow.held_at,
     JobRow.held_reason,
+    JobRow.last_seq,
     JobRow.created_at,
     JobRow.submitted_at,
     JobRow.finished_at,
@@ -66,7 +67,22 @@ def attempts(tx: Connection, job_id: UUID) -> Sequence[Any]:
     return tx.execute(query.where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)).all()
 
 
-def events(tx: Connection, job_id: UUID) -> Sequence[Any]:
-    """What happened to a job, in order."""
+def events(tx: Connection, job_id: UUID, *, after: int = 0, upto: int | None = None) -> Sequence[Any]:
+    """What happened to a job, in order: after one event, and up to another."""
     query = select(EventRow.seq, EventRow.at, EventRow.kind, EventRow.data)
-    return tx.execute(query.where(EventRow.job_id == job_id).order_by(EventRow.seq)).all()
+    query = query.where(EventRow.job_id == job_id, EventRow.seq > after)
+    if upto is not None:
+        query = query.where(EventRow.seq <= upto)
+    return tx.execute(query.order_by(EventRow.seq)).all()
+
+
+_CHANGED = text("""
+    SELECT j.id, j.state, j.last_seq
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:seen AS int[])) AS w (id, seen) JOIN jobs j ON j.id = w.id
+    WHERE j.last_seq > w.seen
+""")
+
+
+def changed(tx: Connection, seen: Mapping[UUID, int]) -> Sequence[Any]:
+    """Of these jobs, those with an event after the one named: the state and newest event of each."""
+    return tx.execute(_CHANGED, {"ids": [str(job_id) for job_id in seen], "seen": list(seen.values())}).all()

@@ -5,6 +5,7 @@ from flask import Flask
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, from_environment
 from pipeline.web import api, callers, health, problems, webhooks
+from pipeline.web.watcher import Watcher
 
 POOL_SIZE = 10
 """Connections of one web process. Many threads share them: a request holds one for a millisecond."""
@@ -17,9 +18,11 @@ def create_app(rt: Runtime | None = None) -> Flask:
     """The WSGI app, on *rt*, or on a runtime made from the environment."""
     app = Flask("pipeline", static_folder=None)
     try:
-        app.extensions["runtime"] = rt or from_environment("web", pool_size=POOL_SIZE, patience_s=PATIENCE_S)
+        rt = rt or from_environment("web", pool_size=POOL_SIZE, patience_s=PATIENCE_S)
     except ConfigError as error:
         raise SystemExit(f"pipeline: {error.detail}") from None  # the server would print a traceback
+    app.extensions["runtime"] = rt
+    app.extensions["watcher"] = Watcher(rt.db)
     problems.register(app)
     callers.register(app)
     app.register_blueprint(health.bp)

@@ -7,6 +7,7 @@ import time
 from flask import Flask
 
 from pipeline.web import create_app
+from pipeline.web.watcher import Watcher
 
 _STOP = {signal.SIGTERM, signal.SIGINT}
 
@@ -18,14 +19,17 @@ def app() -> Flask:
     Platforms send SIGTERM to all processes at once, and granian's parent passes its own on: a worker gets two.
     Granian 2.8 hangs at the second one, and the requests under way are cut off. So the signal is blocked, here
     before there are other threads to inherit that, and a thread of ours takes it and calls granian's handler, once.
+    Granian then waits for all answers: those who wait for a job get theirs at once.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
-    threading.Thread(target=_pass_on_the_first, name="signals", daemon=True).start()
-    return create_app()
+    made = create_app()
+    threading.Thread(target=_pass_on_the_first, args=(made.extensions["watcher"],), name="signals", daemon=True).start()
+    return made
 
 
-def _pass_on_the_first() -> None:
+def _pass_on_the_first(watcher: Watcher) -> None:
     number = signal.sigwait(_STOP)
+    watcher.stop()
     while (handler := signal.getsignal(number)) in {signal.SIG_DFL, signal.default_int_handler}:
         time.sleep(0.05)  # granian is about to begin
     if callable(handler):

@@ -1,5 +1,5 @@
 """The API for other services, version 1: one page for each thing that can be asked."""
 
-from pipeline.web.api import batch, jobs, lists
+from pipeline.web.api import batch, events, jobs, lists
 
-BLUEPRINTS = (jobs.bp, batch.bp, lists.bp)
+BLUEPRINTS = (jobs.bp, batch.bp, lists.bp, events.bp)

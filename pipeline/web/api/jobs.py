@@ -1,19 +1,22 @@
 """One job: hand it in, read it, cancel it, try it again."""
 
+from contextlib import suppress
 from uuid import UUID
 
-from flask import Blueprint, jsonify, request
+from flask import Blueprint, Response, jsonify, request
 from flask.typing import ResponseReturnValue
 
 from pipeline import views
-from pipeline.errors import UnknownJob
+from pipeline.errors import Unavailable, UnknownJob
+from pipeline.jobs import TOLD
 from pipeline.lifecycle import again
 from pipeline.lifecycle.accept import accept, check, decode
 from pipeline.runtime import Runtime
 from pipeline.store import reading
 from pipeline.store.services import Service
-from pipeline.web import bodies
+from pipeline.web import bodies, waits
 from pipeline.web.callers import caller
+from pipeline.web.watcher import watcher
 
 bp = Blueprint("jobs", __name__, url_prefix="/v1")
 
@@ -22,20 +25,20 @@ MAX_BODY_BYTES = 256 * 1024
 
 @bp.post("/jobs")
 def create_job() -> ResponseReturnValue:
-    """Accept a job: 201 and the job; 200 when its Idempotency-Key was seen before."""
+    """Accept a job: 201, or 200 when its Idempotency-Key was seen before. `Prefer: wait=N` waits for its end."""
     rt, service = caller()
     checked = check(decode(bodies.read(MAX_BODY_BYTES)), default_model=rt.settings.default_model)
     job_id, made = accept(rt, service, checked, key=request.headers.get("Idempotency-Key"))
-    answer = jsonify(read_job(rt, service, job_id))
+    answer = show_job(rt, service, job_id)
     answer.headers["Location"] = f"/v1/jobs/{job_id}"
     return answer, 201 if made else 200
 
 
 @bp.get("/jobs/<job_id>")
 def get_job(job_id: str) -> ResponseReturnValue:
-    """One job."""
+    """One job. `Prefer: wait=N` waits for its end."""
     rt, service = caller()
-    return jsonify(read_job(rt, service, id_of(job_id)))
+    return show_job(rt, service, id_of(job_id))
 
 
 @bp.post("/jobs/<job_id>/cancel")
@@ -62,6 +65,24 @@ def id_of(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise UnknownJob from None
+
+
+def show_job(rt: Runtime, service: Service, job_id: UUID) -> Response:
+    """A job as it is now; or, if the caller prefers to wait, as it is when it has ended, or the time is over."""
+    job = read_job(rt, service, job_id)
+    seconds = waits.preferred()
+    if seconds is None:
+        return jsonify(job)
+    if job["state"] not in TOLD:
+        with watcher().watching(job_id, only_its_end=True) as watch:
+            if watch is None:
+                return jsonify(job)
+            watch.wait(seconds)
+        with suppress(Unavailable):  # it was accepted: better old news than a refusal
+            job = read_job(rt, service, job_id)
+    answer = jsonify(job)
+    waits.applied(answer, seconds)
+    return answer
 
 
 def read_job(rt: Runtime, service: Service, job_id: UUID) -> dict[str, object]:
