@@ -1,6 +1,7 @@
 """SIGTERM to every process at once, as platforms send it: what was begun is ended, and whatever is away, all leave."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from tests.conftest import Caller
 from tests.factories import happened, queued, scalar, state, until
-from tests.http import post
+from tests.http import get, post
 from tests.test_submit import many, once_each, states
 from tests.test_worker import own_database
 
@@ -262,3 +264,30 @@ def test_requests_under_way_are_answered_before_the_web_server_leaves(
     assert set(answers) <= {201, 503}, "a caller heard nothing, or something odd"
     assert scalar(rt, "SELECT count(*) FROM jobs") == 1 + answers.count(201)
     assert len(answers) == 5
+
+
+def test_those_who_wait_for_jobs_do_not_hold_the_web_server_up(
+    rt: Runtime, env: dict[str, str], caller: Caller, tmp_path: Path, web_port: int
+) -> None:
+    """Waits are answered with the job as it is, and streams end as if done: their callers come back to another."""
+    url = f"http://127.0.0.1:{web_port}"
+    path = f"/v1/jobs/{queued(rt, caller.service)}"
+
+    def ask(path: str) -> HTTPConnection:
+        connection = HTTPConnection("127.0.0.1", web_port, timeout=LEAVES_S)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {caller.key}", "Prefer": "wait=25"})
+        return connection
+
+    with running("web", {**env, "PORT": str(web_port)}, tmp_path) as server:
+        until(lambda: get(f"{url}/healthz").status == 200)
+        waits = [ask(path) for _ in range(5)]
+        streams = [ask(f"{path}/events").getresponse() for _ in range(5)]
+        for stream in streams:
+            until(lambda stream=stream: stream.readline().startswith(b"event: job.queued"))
+        server.sigterm()
+        answers = [wait.getresponse() for wait in waits]
+        assert [(answer.status, json.load(answer)["state"]) for answer in answers] == [(200, "queued")] * 5
+        assert [b"event: " in stream.read() for stream in streams] == [False] * 5
+        server.sigterm()
+        assert server.leaves() is not None
+    assert "refused to gracefully stop" not in (tmp_path / "web.log").read_text()
