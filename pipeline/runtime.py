@@ -1,5 +1,6 @@
 """What one process builds once, and everything else is handed: settings, database, the way to nudge."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,14 +9,19 @@ from functools import cached_property
 from pipeline import telemetry
 from pipeline.broker import make_celery
 from pipeline.errors import ConfigError, Unavailable
+from pipeline.models import UNREAD, Catalogue
 from pipeline.nudges import Nudger
 from pipeline.settings import Settings, load
 from pipeline.store import account
+from pipeline.store import catalogue as models
 from pipeline.store.database import PATIENCE_S, Database
 from pipeline.wavespeed import WaveSpeed
 
 SECRETS_REREAD_S = 5.0
 """How old the webhook secrets a process knows may be: a rotation is taken over within this time."""
+
+CATALOGUE_REREAD_S = 5.0
+"""How often a process looks whether the catalogue of models was read again."""
 
 
 def _quiet(*kinds: str) -> None:
@@ -38,6 +44,11 @@ class Runtime:
     def secrets(self) -> "Secrets":
         """The webhook secrets, as this process knows them."""
         return Secrets(self.settings, self.db)
+
+    @cached_property
+    def catalogue(self) -> "Models":
+        """The models there are, as this process knows them: `rt.catalogue()`."""
+        return Models(self.settings, self.db)
 
     @cached_property
     def price_pause(self) -> "Pause":
@@ -116,6 +127,46 @@ class Secrets:
             self._read_at = float("-inf")
             raise Unavailable("The webhook secret is not known yet: a worker is about to fetch it.")
         return self._known
+
+
+class Models:
+    """The catalogue of models, as workers read it into Postgres; looked after every few seconds by one thread."""
+
+    def __init__(self, settings: Settings, db: Database) -> None:
+        self._settings = settings
+        self._db = db
+        self._known: Catalogue = UNREAD
+        self._version: object = None
+        self._looked_at = float("-inf")
+        self._looking = threading.Lock()
+
+    def __call__(self) -> Catalogue:
+        """
+        What may be asked of which model.
+
+        Raises:
+            Unavailable: The database is away.
+        """
+        if time.monotonic() - self._looked_at > CATALOGUE_REREAD_S:
+            never = self._looked_at == float("-inf")
+            if self._looking.acquire(blocking=never):  # meanwhile the others go by what was known
+                try:
+                    self._look()
+                finally:
+                    self._looking.release()
+        return self._known
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked_at <= CATALOGUE_REREAD_S:  # somebody just did
+            return
+        with self._db.transaction() as tx:
+            version = models.version(tx)
+            changed = version is not None and version != self._version
+            listings = models.listings(tx) if changed else ()
+        if changed or version is None:
+            self._known = Catalogue(listings, allow_unlisted=self._settings.allow_unlisted_models)
+            self._version = version
+        self._looked_at = time.monotonic()
 
 
 def from_environment(name: str, *, pool_size: int = 8, patience_s: int = PATIENCE_S) -> Runtime:

@@ -126,6 +126,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     submit_window_s: Seconds = 60.0  # the provider's window; shorter only in tests
     account_exclusive: bool = False  # nobody else, and no browser, makes tasks on this account
     default_model: Annotated[str, AfterValidator(_model)] = "openai/dall-e-2"
+    allow_unlisted_models: bool = False  # jobs may name models that the provider's catalogue does not
 
     lease_s: Annotated[Seconds, Field(ge=75)] = 90.0  # longer than a POST can take: connect 10 s, read 60 s
     poll_after_s: Seconds | None = None  # None: 30 s with webhooks, 2 s without

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pipeline import telemetry
 from pipeline.runtime import Runtime
-from pipeline.store import alarms, workers
+from pipeline.store import alarms, pauses, workers
 
 log = telemetry.get(__name__)
 
@@ -29,7 +29,11 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
     with rt.db.transaction() as tx:
         alarms.stop_asking(tx)
     with rt.db.transaction() as tx:
+        pauses.park(tx)
+    with rt.db.transaction() as tx:
         due = alarms.due(tx)
+        settings = rt.settings
+        alarms.tell_settings(tx, default_model=settings.default_model, deadline_s=settings.deadline_s)
         workers.forget_dead(tx)
     if abandoned:
         log.warning("sweep.claims_given_up", count=len(abandoned))

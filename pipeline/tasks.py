@@ -74,6 +74,12 @@ def secrets() -> None:
     worker().wake("secrets")
 
 
+@celery.task(name="pipeline.models")
+def models() -> None:
+    """Read the provider's catalogue of models, if it is time to."""
+    worker().wake("models")
+
+
 @celery.task(name="pipeline.sweep")
 def sweep() -> None:
     """Run one sweep."""
@@ -97,7 +103,7 @@ def enqueue(self: Any, service: str = "", idempotency_key: str | None = None, **
         if caller is None:
             log.error("enqueue.refused", task_id=self.request.id, code="unknown_service")
             return
-        checked = check(request, default_model=rt.settings.default_model)
+        checked = check(request, default_model=rt.settings.default_model, catalogue=rt.catalogue())
         accept(rt, caller, checked, key=idempotency_key or self.request.id)
     except Unavailable:
         time.sleep(1.0)  # or the same message would come and go a thousand times a second

@@ -20,7 +20,8 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from pipeline import __version__
+from pipeline import __version__, catalogue
+from pipeline.catalogue import Offer
 from pipeline.errors import (
     Ambiguous,
     KeyRefused,
@@ -162,6 +163,17 @@ class WaveSpeed:
         if isinstance(balance, bool) or not isinstance(balance, int | float):
             raise Transient("The answer to the balance has no number.", http_status=answer.status)
         return float(balance)
+
+    async def models(self) -> Sequence[Offer]:
+        """
+        Every model the provider offers, with the schema of its input. Some megabytes.
+
+        Source: https://wavespeed.ai/docs/docs-common-api/list-models
+        """
+        answer = await self._call("GET", "/models")
+        if not isinstance(answer.data, list):
+            raise Transient("The answer to the models has no list.", http_status=answer.status)
+        return catalogue.read(answer.data)
 
     async def price(self, model: str, inputs: Mapping[str, Any]) -> Decimal | None:
         """

@@ -14,6 +14,7 @@ from pipeline.broker import SWEEP_S
 from pipeline.errors import Unavailable
 from pipeline.lifecycle.account import Prober, SecretKeeper
 from pipeline.lifecycle.admit import Admitter
+from pipeline.lifecycle.catalogue import CatalogueKeeper
 from pipeline.lifecycle.poll import Poller
 from pipeline.lifecycle.reconcile import Reconciler
 from pipeline.lifecycle.submit import Submitter
@@ -58,6 +59,7 @@ class Worker:
             "reconcile": Reconciler(self.rt, self.id, self._loop, self._provider).look,
             "probe": Prober(self.rt, self._loop, self._provider).look,
             "secrets": SecretKeeper(self.rt, self._loop, self._provider).look,
+            "models": CatalogueKeeper(self.rt, self._loop, self._provider).look,
         }
         self._duties = {name: Duty(name, look) for name, look in looks.items()}
         self._heart = Duty("heartbeat", self._beat)

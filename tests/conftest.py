@@ -132,7 +132,7 @@ def db(pool: Database) -> Database:
                 " pipeline.refusals, pipeline.paces,"
                 " pipeline.account"
             )
-            tx.exec_driver_sql("INSERT INTO pipeline.account (id) VALUES (1)")
+            tx.exec_driver_sql("INSERT INTO pipeline.account (id, models_fetched_at) VALUES (1, clock_timestamp())")
             priced(tx)
             return True
         return False

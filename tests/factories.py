@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs import ALARMED, FINAL, IN_FLIGHT, Outcome, State
 from pipeline.lifecycle.accept import accept, check
+from pipeline.models import UNREAD
 from pipeline.runtime import Runtime
 from pipeline.store import claims, reading, workers
 from pipeline.store import prices as price_list
@@ -54,7 +55,7 @@ def priced(tx: Connection, usd: str = "0.12") -> None:
 
 def queued(rt: Runtime, service: Service, prompt: str = "a lighthouse", **fields: Any) -> UUID:
     """A job just accepted."""
-    request = check({"input": {"prompt": prompt}, **fields}, default_model=MODEL)
+    request = check({"input": {"prompt": prompt}, **fields}, default_model=MODEL, catalogue=UNREAD)
     return accept(rt, service, request)[0]
 
 

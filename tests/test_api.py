@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.jobs import State
 from pipeline.lifecycle.accept import accept, check
+from pipeline.models import UNREAD
 from pipeline.runtime import Runtime
 from pipeline.settings import load
 from pipeline.store import account, schema, services
@@ -694,7 +695,7 @@ def test_a_repeat_is_a_repeat_though_the_default_model_has_changed(
     make_rt: Callable[..., Runtime], caller: Caller
 ) -> None:
     """The caller sent the same request twice; what we fill in for it is our own affair."""
-    request = check({"input": {"prompt": "a lighthouse"}}, default_model="openai/dall-e-2")
+    request = check({"input": {"prompt": "a lighthouse"}}, default_model="openai/dall-e-2", catalogue=UNREAD)
     first = accept(make_rt(), caller.service, request, key="order-42")
     again = accept(make_rt(default_model="openai/gpt-image-2/text-to-image"), caller.service, request, key="order-42")
     assert again == (first[0], False)

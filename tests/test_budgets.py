@@ -11,6 +11,7 @@ from pipeline.errors import BudgetExceeded, InvalidInput, Unavailable
 from pipeline.jobs import FINAL, Outcome, State
 from pipeline.lifecycle import decide
 from pipeline.lifecycle.accept import accept, check
+from pipeline.models import UNREAD
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from pipeline.store import alarms, budgets
@@ -62,7 +63,9 @@ def purse(rt: Runtime, scope: str | None = None) -> tuple[float, float]:
 
 
 def ask(rt: Runtime, service: Service, model: str = MODEL, **model_input: Any) -> UUID:
-    request = check({"model": model, "input": {"prompt": "a lighthouse", **model_input}}, default_model=MODEL)
+    request = check(
+        {"model": model, "input": {"prompt": "a lighthouse", **model_input}}, default_model=MODEL, catalogue=UNREAD
+    )
     return accept(rt, service, request)[0]
 
 
@@ -124,7 +127,7 @@ def test_a_caller_learns_nothing_of_what_others_spend(rt: Runtime, caller: Calle
 def test_the_same_request_again_reserves_once(rt: Runtime, caller: Caller) -> None:
     """A repeat is the same job, and the same money."""
     limit(rt, "1")
-    request = check({"input": {"prompt": "a"}}, default_model=MODEL)
+    request = check({"input": {"prompt": "a"}}, default_model=MODEL, catalogue=UNREAD)
     assert [accept(rt, caller.service, request, key="k")[1] for _ in range(3)] == [True, False, False]
     assert purse(rt) == (0.12, 0.0)
 

@@ -40,7 +40,8 @@ def take(rt: Runtime) -> Take:
 
 def put(rt: Runtime, service: Service, count: int = 1, **facts: Any) -> list[UUID]:
     """Queued jobs, the first of them due first."""
-    job = NewJob(service.id, MODEL, {"prompt": "a lighthouse"}, deadline_s=3600.0, **facts)
+    facts = {"model": MODEL, "deadline_s": 3600.0, **facts}
+    job = NewJob(service.id, input={"prompt": "a lighthouse"}, **facts)
     jobs = [replace(job, id=new_id()) for _ in range(count)]
     with rt.db.transaction() as tx:
         add(tx, jobs)

@@ -6,6 +6,7 @@ import typer
 
 from pipeline.cli import account, jobs, money, processes
 from pipeline.cli.doctor import doctor
+from pipeline.cli.models import models
 from pipeline.cli.services import services
 from pipeline.embedded.demo import demo
 from pipeline.embedded.dev import dev
@@ -38,7 +39,7 @@ for command in (
     cli.command()(command)
 cli.add_typer(services, name="services")
 cli.add_typer(money.budgets, name="budgets")
-cli.add_typer(money.models, name="models")
+cli.add_typer(models, name="models")
 
 
 def main() -> None:

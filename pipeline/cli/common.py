@@ -1,7 +1,9 @@
 """What the commands share: where they print, whom they act for, how they read their arguments."""
 
 import json
+import re
 import sys
+from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -92,3 +94,15 @@ def plain(value: object) -> Text:
     """A text as it is: what a stranger wrote is no markup of ours, and no control code of the terminal's."""
     text = "" if value is None else str(value)
     return Text("".join(char if char.isprintable() else "\ufffd" for char in text))
+
+
+def dollars(text: str) -> Decimal:
+    """The amount in US dollars that *text* spells; else InvalidInput."""
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text, re.ASCII):
+        raise InvalidInput(f"{text!r} is not an amount in US dollars, such as 0.12.")
+    return Decimal(text)
+
+
+def usd_shown(amount: Decimal) -> str:
+    """An amount in US dollars as people read it: in cents, or as exactly as it is."""
+    return f"{amount:.2f}" if amount == round(amount, 2) else f"{amount.normalize():f}"

@@ -63,6 +63,7 @@ def enqueue(
         {"input": {**json_object(options), "prompt": prompt}, "priority": priority}
         | ({"model": model} if model else {}),
         default_model=rt.settings.default_model,
+        catalogue=rt.catalogue(),
     )
     ids = [accept(rt, caller, request, key=key and (key if count == 1 else f"{key}-{n}"))[0] for n in range(count)]
     if not as_json:

@@ -1,7 +1,6 @@
-"""Money: prices, budgets, and our ledger against the provider's bill."""
+"""Money: budgets, and our ledger against the provider's bill. Prices are with the models."""
 
 import json
-import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
@@ -10,58 +9,20 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.common import AsJson, err, folding_table, out, plain, runtime, service_named
-from pipeline.errors import InvalidInput, ProviderError
+from pipeline.cli.common import AsJson, dollars, err, folding_table, out, plain, runtime, service_named, usd_shown
+from pipeline.errors import ProviderError
 from pipeline.lifecycle.audit import Comparison, audit
-from pipeline.models import name_problem
 from pipeline.runtime import Runtime
 from pipeline.store import budgets as store
-from pipeline.store import prices as price_list
 from pipeline.store import services as registry
 from pipeline.store.budgets import ACCOUNT, Period
 
-models = typer.Typer(help="The models, and what they cost.", no_args_is_help=True)
 budgets = typer.Typer(help="What may be spent in a day or a month (of UTC).", no_args_is_help=True)
 
 UNREAD = 2
 """The exit status when the bill cannot be read, so that nothing can be said."""
 
 Service = Annotated[str | None, typer.Option(help="Of this service; of all together unless given.")]
-
-
-@models.command("list")
-def list_models(*, as_json: AsJson = False) -> None:
-    """List the prices that are known: the provider's are asked for when a job needs them."""
-    rt = runtime()
-    with rt.db.transaction() as tx:
-        rows = price_list.everything(tx)
-    if as_json:
-        print(json.dumps([_price_view(*row) for row in rows]))
-        return
-    table = Table("model", "USD", "said by", "at")
-    for model, by_hand, usd, at in rows:
-        said = "you" if by_hand else "the provider"
-        table.add_row(plain(model), "none" if usd is None else _usd(usd), said, f"{at:%Y-%m-%d %H:%M}")
-    out.print(table)
-
-
-@models.command("price")
-def set_price(
-    model: Annotated[str, typer.Argument(help="Such as openai/dall-e-2.")],
-    usd: Annotated[str, typer.Argument(help="US dollars a job; 'ask' asks the provider again.")],
-) -> None:
-    """Set what a job of a model costs, whatever its inputs: for a model that the provider names no price for."""
-    if problem := name_problem(model):
-        raise InvalidInput(f"model: {problem}")
-    amount = None if usd == "ask" else _amount(usd)
-    rt = runtime()
-    with rt.db.transaction() as tx:
-        if amount is not None:
-            price_list.set_by_hand(tx, model, amount)
-        elif not price_list.forget(tx, model):
-            raise InvalidInput(f"Nothing is known of the model {model}.")
-    told = "is asked of the provider again" if amount is None else f"is {_usd(amount)} USD a job"
-    err.print(plain(f"the price of {model} {told}"))
 
 
 @budgets.command("set")
@@ -83,13 +44,13 @@ def set_budget(
         wanted["month"] = monthly
     if not wanted:
         raise typer.BadParameter("say --daily USD, --monthly USD, or both")
-    limits = {period: None if limit == "none" else _amount(limit) for period, limit in wanted.items()}
+    limits = {period: None if limit == "none" else dollars(limit) for period, limit in wanted.items()}
     rt = runtime()
     scope = str(service_named(rt, service, revoked=True).id) if service else ACCOUNT  # its jobs go on, and spend
     whose = plain(f"of {service}" if service else "of all together")
     for period, limit in limits.items():
         _limit(rt, scope, period, limit)
-        told = "has no limit" if limit is None else f"is limited to {_usd(limit)} USD"
+        told = "has no limit" if limit is None else f"is limited to {usd_shown(limit)} USD"
         err.print(f"the {period}'s budget {whose} {told}")
 
 
@@ -111,7 +72,7 @@ def list_budgets(*, as_json: AsJson = False) -> None:
         return
     table = Table("service", "period", "since", "limit", "spent", "reserved", "left")
     for name, one in rows:
-        amounts = map(_usd, (one.limit_usd, one.spent, one.reserved, one.left))
+        amounts = map(usd_shown, (one.limit_usd, one.spent, one.reserved, one.left))
         table.add_row(name or "all together", one.period, one.since.isoformat(), *amounts)
     out.print(table)
 
@@ -154,13 +115,15 @@ def reconcile(
 
 def _show(found: Comparison) -> None:
     err.print(f"{found.tasks} tasks were billed from {found.since:%Y-%m-%d %H:%M} to {found.until:%Y-%m-%d %H:%M} UTC,")
-    err.print(f"{_usd(found.usd)} USD, of which somebody else made {found.others} for {_usd(found.others_usd)} USD")
+    err.print(
+        f"{usd_shown(found.usd)} USD, of which somebody else made {found.others} for {usd_shown(found.others_usd)} USD"
+    )
     if found.differences:
         table = folding_table("differences", "what", "job", "task", "model", "USD", "at")
         for one in found.differences:
             jobs = "\n".join(map(str, one.job_ids)) or "?"
             at = f"{one.at:%Y-%m-%d %H:%M:%S}" if one.at else ""
-            cells = (one.kind.replace("_", " "), jobs, "\n".join(one.prediction_ids), one.model, _usd(one.usd), at)
+            cells = (one.kind.replace("_", " "), jobs, "\n".join(one.prediction_ids), one.model, usd_shown(one.usd), at)
             table.add_row(*map(_lines, cells))
         out.print(table)
     err.print("the ledgers agree" if found.agrees else "the ledgers differ")
@@ -188,15 +151,6 @@ def _comparison_view(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _price_view(model: str, by_hand: bool, usd: Decimal | None, at: datetime) -> dict[str, Any]:
-    return {
-        "model": model,
-        "usd": None if usd is None else float(usd),
-        "said_by": "operator" if by_hand else "provider",
-        "at": at.isoformat(),
-    }
-
-
 def _limit(rt: Runtime, scope: str, period: Period, limit: Decimal | None) -> None:
     if limit is None:
         with rt.db.transaction() as tx:
@@ -206,16 +160,6 @@ def _limit(rt: Runtime, scope: str, period: Period, limit: Decimal | None) -> No
         store.open_(tx, scope, period, limit)
     with rt.db.transaction() as tx:  # the first holds up everybody, and this may take a while
         store.catch_up(tx)
-
-
-def _amount(text: str) -> Decimal:
-    if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text, re.ASCII):
-        raise InvalidInput(f"{text!r} is not an amount in US dollars, such as 0.12.")
-    return Decimal(text)
-
-
-def _usd(amount: Decimal) -> str:
-    return f"{amount:.2f}" if amount == round(amount, 2) else f"{amount.normalize():f}"
 
 
 def _lines(value: object) -> Text:

@@ -25,6 +25,7 @@ from pydantic import (
 from pipeline import models, prices
 from pipeline.errors import BudgetExceeded, ConfigError, FieldError, InvalidInput, MalformedRequest, Unavailable
 from pipeline.lifecycle import quote
+from pipeline.models import Catalogue
 from pipeline.runtime import Runtime
 from pipeline.store import budgets, intake
 from pipeline.store.budgets import Purse, Purses
@@ -105,9 +106,9 @@ def decode(body: bytes) -> Any:
         raise MalformedRequest("The body must be a JSON object in UTF-8.") from None
 
 
-def check(value: Any, *, default_model: str) -> JobRequest:
+def check(value: Any, *, default_model: str, catalogue: Catalogue) -> JobRequest:
     """
-    Check one request, its model input too, before anything is stored or paid.
+    Check one request, its model input too, before anything is stored or paid. *catalogue* is `rt.catalogue()`.
 
     Raises:
         InvalidInput: Its `errors` name every wrong field.
@@ -122,10 +123,7 @@ def check(value: Any, *, default_model: str) -> JobRequest:
         raise InvalidInput(errors=[_field_error(item) for item in error.errors(include_url=False)]) from None
     if request.run_at and request.run_at > datetime.now(UTC) + MAX_DELAY:
         raise InvalidInput(errors=[FieldError("run_at", "Must be at most 366 days from now.")])
-    model = request.model or default_model
-    if problem := models.name_problem(model):
-        raise InvalidInput(errors=[FieldError("model", problem)])
-    if errors := models.check(model, request.input):
+    if errors := catalogue.problems(request.model or default_model, request.input):
         raise InvalidInput(errors=errors)
     return request
 

@@ -5,6 +5,7 @@ Jobs come here that were written straight into the database, and those whose pri
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -44,40 +45,56 @@ class Admitter:
         """Admit what is due; at once again while there is more."""
         with self._rt.db.transaction() as tx:
             applicants = admission.waiting(tx, at_most=AT_ONCE)
-            sound = {_question(one): one.input for one in applicants if not _problem(one)}
-            known = price_list.known(tx, sorted(sound))
-            may_ask = account.condition(tx).halted_reason != "key_refused"  # then nothing but the probe goes out
         if not applicants:
             return None
+        looked_at = [self._look_at(one) for one in applicants]
+        sound = {one.question: one.applicant.input for one in looked_at if not one.problem}
+        with self._rt.db.transaction() as tx:
+            known = price_list.known(tx, sorted(sound))
+            may_ask = account.condition(tx).halted_reason != "key_refused"  # then nothing but the probe goes out
         unsure = {asked: example for asked, example in sound.items() if not _is_fresh(known.get(asked))}
         if unsure and may_ask:
             self._loop.run(quote.ask(self._rt, self._provider, unsure))
             with self._rt.db.transaction() as tx:
                 known = price_list.known(tx, sorted(sound))
         with self._rt.db.transaction() as tx:
-            waiting = self._settle(tx, admission.lock(tx, applicants), known)
+            mine = admission.lock(tx, applicants)
+            waiting = self._settle(tx, [one for one in looked_at if one.applicant.job_id in mine], known)
         self._rt.nudge("submit")
         return 0.0 if len(applicants) == AT_ONCE else ASK_AGAIN_S if waiting else None
 
-    def _settle(self, tx: Transaction, applicants: Sequence[Applicant], known: Mapping[Question, Price]) -> bool:
+    def _look_at(self, applicant: Applicant) -> "_Looked":
+        model = applicant.model or self._rt.settings.default_model
+        problems = self._rt.catalogue().problems(model, applicant.input)
+        sent, ours = models.split(applicant.input)
+        return _Looked(
+            applicant,
+            model=model,
+            sent=sent,
+            ours=ours,
+            question=(model, prices.key(sent)),
+            problem=" ".join(f"{found.field}: {found.message}" for found in problems) or None,
+        )
+
+    def _settle(self, tx: Transaction, applicants: Sequence["_Looked"], known: Mapping[Question, Price]) -> bool:
         """Admit or refuse each, the longest waiting first. True when some go on waiting for their price."""
-        purses = Purses(tx, {one.service_id for one in applicants})
+        purses = Purses(tx, {one.applicant.service_id for one in applicants})
         admitted, refused, waiting = [], [], []
         for one in applicants:
-            if problem := _problem(one):
-                refused.append(_refusal(one, "invalid_input", problem))
-                continue
-            price = known.get(_question(one))
-            if not purses.limit(one.service_id):
-                admitted.append(_admission(one, price.usd if price else None))
+            service_id = one.applicant.service_id
+            price = known.get(one.question)
+            if one.problem:
+                refused.append(one.refusal("invalid_input", one.problem))
+            elif not purses.limit(service_id):
+                admitted.append(one.admission(price.usd if price else None))
             elif price is None:
-                waiting.append(one.job_id)
+                waiting.append(one.applicant.job_id)
             elif price.usd is None:
-                refused.append(_refusal(one, "invalid_input", f"model: {NO_PRICE}"))
-            elif short := purses.reserve(one.service_id, price.usd):
-                refused.append(_refusal(one, BudgetExceeded.code, short_of(short, price.usd)))
+                refused.append(one.refusal("invalid_input", f"model: {NO_PRICE}"))
+            elif short := purses.reserve(service_id, price.usd):
+                refused.append(one.refusal(BudgetExceeded.code, short_of(short, price.usd)))
             else:
-                admitted.append(_admission(one, price.usd))
+                admitted.append(one.admission(price.usd))
         admission.admit(tx, admitted)
         admission.postpone(tx, waiting, ASK_AGAIN_S)
         advance(tx, refused)
@@ -87,26 +104,25 @@ class Admitter:
         return bool(waiting)
 
 
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """An applicant, and all there is to know of it but its price."""
+
+    applicant: Applicant
+    model: str
+    sent: Mapping[str, Any]
+    ours: Mapping[str, Any]
+    question: Question
+    problem: str | None  # what is wrong with it, field by field
+
+    def admission(self, usd: Decimal | None) -> Admission:
+        return Admission(self.applicant.job_id, usd, self.model, self.sent, self.ours)
+
+    def refusal(self, code: str, message: str) -> Move:
+        error: dict[str, Any] = {"code": code, "message": message, "provider_code": None}
+        data = {"code": code, "why": "refused before it was submitted"}
+        return Move(self.applicant.job_id, State.FAILED, error=error, data=data)
+
+
 def _is_fresh(price: Price | None) -> bool:
     return price is not None and price.fresh
-
-
-def _question(one: Applicant) -> Question:
-    return one.model, prices.key(models.split(one.input)[0])
-
-
-def _problem(one: Applicant) -> str | None:
-    """What is wrong with it, field by field; None when nothing is."""
-    if wrong := models.name_problem(one.model):
-        return f"model: {wrong}"
-    return " ".join(f"{found.field}: {found.message}" for found in models.check(one.model, one.input)) or None
-
-
-def _admission(one: Applicant, usd: Decimal | None) -> Admission:
-    sent, ours = models.split(one.input)
-    return Admission(one.job_id, usd, sent, ours)
-
-
-def _refusal(one: Applicant, code: str, message: str) -> Move:
-    error: dict[str, Any] = {"code": code, "message": message, "provider_code": None}
-    return Move(one.job_id, State.FAILED, error=error, data={"code": code, "why": "refused before it was submitted"})

@@ -31,12 +31,20 @@ _LOCK = text("""
     ORDER BY id FOR UPDATE SKIP LOCKED
 """)
 
+# A claim looks for what is due since a few seconds before the last sweep, see `alarms`: what waited longer than that to
+# be admitted is due from now on, one after the other.
 _ADMIT = text("""
     UPDATE jobs j SET admitted = true, price = n.usd, reserved = coalesce(n.usd, 0),
-        input = n.input, options = j.options || n.options
-    FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS n(id uuid, usd numeric, input jsonb, options jsonb)
+        model = n.model, input = n.input, options = j.options || n.options,
+        due_at = CASE WHEN j.due_at > statement_timestamp() - make_interval(secs => :found_s) THEN j.due_at
+                      ELSE statement_timestamp() + n.place * interval '1 microsecond' END
+    FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS n(
+        id uuid, place int, usd numeric, model text, input jsonb, options jsonb)
     WHERE j.id = n.id
 """)
+
+_FOUND_S = 5.0
+"""What became due so long ago, in seconds, is found by a claim before the next sweep: less than LONGEST_WRITE_S."""
 
 
 def waiting(tx: Connection, *, at_most: int) -> list[Applicant]:
@@ -44,11 +52,10 @@ def waiting(tx: Connection, *, at_most: int) -> list[Applicant]:
     return [Applicant(*row) for row in tx.execute(_WAITING, {"at_most": at_most})]
 
 
-def lock(tx: Connection, applicants: Sequence[Applicant]) -> list[Applicant]:
-    """Those of *applicants* that still wait, and that nobody else is just admitting, in the same order."""
+def lock(tx: Connection, applicants: Sequence[Applicant]) -> set[UUID]:
+    """The ids of those of *applicants* that still wait, and that nobody else is just admitting."""
     tx.execute(text("LOCK TABLE jobs IN ROW EXCLUSIVE MODE"))  # before any budget is read, see `budgets`
-    ids = set(tx.execute(_LOCK, {"ids": [str(one.job_id) for one in applicants]}).scalars())
-    return [one for one in applicants if one.job_id in ids]
+    return set(tx.execute(_LOCK, {"ids": [str(one.job_id) for one in applicants]}).scalars())
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ class Admission:
 
     job_id: UUID
     usd: Decimal | None
+    model: str
     input: Mapping[str, Any]
     options: Mapping[str, Any]
 
@@ -66,14 +74,16 @@ def admit(tx: Connection, admissions: Sequence[Admission]) -> None:
     rows = [
         {
             "id": str(one.job_id),
+            "place": place,
+            "model": one.model,
             "usd": None if one.usd is None else str(one.usd),
             "input": one.input,
             "options": one.options,
         }
-        for one in admissions
+        for place, one in enumerate(admissions)
     ]
     if rows:
-        tx.execute(_ADMIT, {"jobs": json.dumps(rows)})
+        tx.execute(_ADMIT, {"jobs": json.dumps(rows), "found_s": _FOUND_S})
 
 
 def postpone(tx: Connection, job_ids: Sequence[UUID], wait_s: float) -> None:

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs import State, Via
 from pipeline.store import budgets
+from pipeline.store.catalogue import MODELS_AGE_S
 from pipeline.store.moves import Move, advance
 from pipeline.store.workers import DEAD
 
@@ -62,14 +63,26 @@ _DUE = text("""
         first.unknown <= statement_timestamp() IS TRUE AS reconcile,
         halted_reason IS NOT NULL AND probe_at <= statement_timestamp() AS probe,
         webhook_secrets = '[]' OR secrets_fetched_at IS NULL
-            OR secrets_fetched_at < statement_timestamp() - make_interval(secs => :secret_age_s) AS secrets
+            OR secrets_fetched_at < statement_timestamp() - make_interval(secs => :secret_age_s) AS secrets,
+        halted_reason IS NULL AND (models_fetched_at IS NULL
+            OR models_fetched_at < statement_timestamp() - make_interval(secs => :models_age_s)) AS models
 """)
 
 
 def due(tx: Connection) -> list[str]:
     """Which duties have something to do now, by name; remembers when the sweep last ran."""
-    found = tx.execute(_DUE, {"secret_age_s": SECRET_AGE_S, "longest_write_s": LONGEST_WRITE_S}).one()
+    ages = {"secret_age_s": SECRET_AGE_S, "models_age_s": MODELS_AGE_S, "longest_write_s": LONGEST_WRITE_S}
+    found = tx.execute(_DUE, ages).one()
     return [duty for duty, is_due in found._mapping.items() if is_due]
+
+
+def tell_settings(tx: Connection, *, default_model: str, deadline_s: float) -> None:
+    """Let the database know what a job gets that is queued by SQL and does not say."""
+    statement = text("""
+        UPDATE account SET default_model = :default_model, deadline_s = :deadline_s
+        WHERE id = 1 AND (default_model, deadline_s) <> (:default_model, CAST(:deadline_s AS float8))
+    """)
+    tx.execute(statement, {"default_model": default_model, "deadline_s": deadline_s})
 
 
 _LOST_CLAIMS = text(f"""

@@ -61,10 +61,12 @@ _LOCK = text("""
     FROM account a WHERE a.id = 1 FOR UPDATE
 """)
 
+# What is due of a paused model is soon parked by the sweep, so that few are passed over here.
 _HEAD = f"""
     SELECT id, price, priority, due_at FROM jobs
     WHERE service_id = s.id AND state = 'queued' AND admitted
       AND due_at BETWEEN :queued_from AND statement_timestamp() AND deadline_at > statement_timestamp()
+      AND model NOT IN (SELECT id FROM models WHERE paused_at IS NOT NULL)
     ORDER BY priority DESC, due_at LIMIT {BATCH}
 """
 
@@ -79,21 +81,27 @@ _CLAIM = text(f"""
           AND (ended_at IS NULL OR ended_at > statement_timestamp() - make_interval(secs => :window_s))
           AND outcome IS DISTINCT FROM 'not_sent'
         GROUP BY service_id
+    ), flying AS MATERIALIZED (  -- what waits for a person must not block the others
+        SELECT service_id, count(*)::int AS n, (count(*) FILTER (WHERE state = 'submitting'))::int AS submitting
+        FROM jobs WHERE {one_of("state", IN_FLIGHT)} AND due_at >= :in_flight_from AND held_at IS NULL
+        GROUP BY service_id
     ), used AS MATERIALIZED (
         SELECT coalesce(sum(n), 0)::int AS starts,
                extract(epoch FROM min(oldest) - statement_timestamp())::float8 AS oldest_s,
-               (SELECT count(*) FROM jobs WHERE {one_of("state", IN_FLIGHT)} AND due_at >= :in_flight_from
-                  AND held_at IS NULL)::int AS in_flight,  -- what waits for a person must not block the others
-               (SELECT count(*) FROM jobs WHERE state = 'submitting' AND due_at >= :in_flight_from)::int AS submitting
+               (SELECT coalesce(sum(n), 0) FROM flying)::int AS in_flight,
+               (SELECT coalesce(sum(submitting), 0) FROM flying)::int AS submitting
         FROM recent
     ), turns AS (  -- fair by weight over the last minute's starts; priority orders a service's own jobs only
         SELECT q.id, q.price, (coalesce(r.n, 0) + q.place)::float8 / s.weight AS turn
         FROM services s
         LEFT JOIN recent r ON r.service_id = s.id
+        LEFT JOIN flying f ON f.service_id = s.id
         CROSS JOIN LATERAL (
             SELECT id, price, row_number() OVER (ORDER BY priority DESC, due_at) AS place
             FROM ({_HEAD}) queue
         ) q
+        WHERE s.paused_at IS NULL
+          AND (s.max_in_flight IS NULL OR q.place <= s.max_in_flight - coalesce(f.n, 0))
     ), chosen AS (
         SELECT j.id FROM jobs j
         WHERE j.state = 'queued' AND j.id IN (
@@ -189,7 +197,9 @@ def claim(
 
 def cheapest(tx: Connection) -> Decimal | None:
     """The lowest price, in USD, of the jobs that a claim would choose from; None when no price is known."""
-    statement = text(f"SELECT min(queue.price) FROM services s CROSS JOIN LATERAL ({_HEAD}) queue")
+    statement = text(
+        f"SELECT min(queue.price) FROM services s CROSS JOIN LATERAL ({_HEAD}) queue WHERE s.paused_at IS NULL"
+    )
     found: Decimal | None = tx.execute(statement, {"queued_from": datetime.fromtimestamp(0, UTC)}).scalar_one()
     return found
 

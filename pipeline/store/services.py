@@ -6,9 +6,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from pipeline.store.tables import NOW, ServiceRow, new_id
@@ -74,6 +75,19 @@ def rotate(tx: Connection, name: str) -> str | None:
 def revoke(tx: Connection, name: str) -> bool:
     """Refuse a service's key from now on. Its jobs go on."""
     statement = update(ServiceRow).where(ServiceRow.name == name).values(revoked_at=NOW)
+    return tx.execute(statement).rowcount > 0
+
+
+def change(tx: Connection, name: str, *, paused: bool | None = None, **facts: Any) -> bool:
+    """
+    Change what a service may do: its *facts* by their columns' names. False when there is no such service.
+
+    *paused*: begin none of its jobs from now on, or let them go on. Since when it is paused is kept.
+    """
+    values: dict[str, Any] = dict(facts)
+    if paused is not None:
+        values["paused_at"] = func.coalesce(ServiceRow.paused_at, NOW) if paused else None
+    statement = update(ServiceRow).where(ServiceRow.name == name).values(values)
     return tx.execute(statement).rowcount > 0
 
 

@@ -26,6 +26,7 @@ from pipeline.lifecycle.accept import JobRequest, accept, check
 from pipeline.lifecycle.account import Prober
 from pipeline.lifecycle.hear import hear
 from pipeline.lifecycle.reconcile import Reconciler
+from pipeline.models import UNREAD
 from pipeline.runtime import Runtime
 from pipeline.store import workers
 from pipeline.store.moves import Move, advance
@@ -133,7 +134,7 @@ class Lifecycle(RuleBasedStateMachine):
         """Or, when there are enough, an earlier one is sent in again, or cancelled."""
         if len(self.jobs) < MOST_JOBS:
             key = f"order-{len(self.jobs)}" if keyed else None
-            job = check({"input": {"prompt": prompt}, "deadline_s": deadline_s}, default_model=MODEL)
+            job = check({"input": {"prompt": prompt}, "deadline_s": deadline_s}, default_model=MODEL, catalogue=UNREAD)
             job_id, made = accept(self.rt, self.service, job, key=key)
             assert made
             self.jobs.append(job_id)

@@ -27,7 +27,8 @@ MAX_BODY_BYTES = 256 * 1024
 def create_job() -> ResponseReturnValue:
     """Accept a job: 201, or 200 when its Idempotency-Key was seen before. `Prefer: wait=N` waits for its end."""
     rt, service = caller()
-    checked = check(decode(bodies.read(MAX_BODY_BYTES)), default_model=rt.settings.default_model)
+    value = decode(bodies.read(MAX_BODY_BYTES))
+    checked = check(value, default_model=rt.settings.default_model, catalogue=rt.catalogue())
     job_id, made = accept(rt, service, checked, key=request.headers.get("Idempotency-Key"))
     answer = show_job(rt, service, job_id)
     answer.headers["Location"] = f"/v1/jobs/{job_id}"

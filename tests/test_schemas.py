@@ -1,0 +1,145 @@
+"""The provider's schemas: what is of use in them is used, and nothing in them can do harm."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import schemas
+
+
+def said(schema: object, value: dict[str, Any]) -> dict[str, str]:
+    """What is wrong with *value* by a schema of the provider's: field and words."""
+    sound = schemas.sound(schema)
+    assert sound is not None
+    found = schemas.problems(schemas.compiled(sound), value, "input")
+    return {error.field: error.message for error in found}
+
+
+def of(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "field", "words"),
+    [
+        (of(n={"type": "integer", "maximum": 4}), {"n": 5}, "input.n", "Must be at most 4."),
+        (of(n={"type": "integer"}), {"n": "5"}, "input.n", "Must be of type integer."),
+        (of(size={"enum": ["a", "b"]}), {"size": "c"}, "input.size", "Must be one of a, b."),
+        (of(), {"sise": 1}, "input.sise", "Is not an option of this model; remove it."),
+        ({**of(prompt={}), "required": ["prompt"]}, {}, "input.prompt", "Is required."),
+        (
+            of(loras={"type": "array", "items": {"type": "object", "properties": {"scale": {"minimum": 0}}}}),
+            {"loras": [{"scale": 1}, {"scale": -1}]},
+            "input.loras.1.scale",
+            "Must be at least 0.",
+        ),
+        (
+            of(images={"type": "array", "maxItems": 1}),
+            {"images": [1, 2]},
+            "input.images",
+            "Must have at most 1 entries.",
+        ),
+        (
+            of(seed={"anyOf": [{"type": "integer"}, {"type": "null"}]}),
+            {"seed": "x"},
+            "input.seed",
+            "Fits none of the forms that the model's schema allows.",
+        ),
+        (
+            of(size={"$ref": "#/$defs/size"}) | {"$defs": {"size": {"type": "string"}}},
+            {"size": 7},
+            "input.size",
+            "Must be of type string.",
+        ),
+    ],
+    ids=["range", "type", "enum", "unknown", "missing", "nested", "too many", "forms", "reference"],
+)
+def test_an_error_names_the_field_as_the_schema_does(
+    schema: dict[str, Any], value: dict[str, Any], field: str, words: str
+) -> None:
+    """Whoever reads it has the model's documentation open."""
+    assert said(schema, value) == {field: words}
+
+
+def test_a_field_that_may_be_null_may_be_null() -> None:
+    """OpenAPI's `nullable` is not JSON Schema's, and the provider's documents mix both."""
+    schema = of(size={"type": "string", "enum": ["a"], "nullable": True})
+    assert said(schema, {"size": None}) == {}
+    assert said(schema, {"size": "b"}) == {"input.size": "Must be one of a, None."}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"pattern": "(a+)+$"},
+        {"pattern": "("},
+        {"$ref": "http://127.0.0.1:1/schema.json"},
+        {"$ref": "#"},
+        {"$ref": "#/properties/x"},
+        {"$ref": 5},
+        {"$dynamicRef": "#x"},
+        {"type": "file"},
+        {"type": 5},
+        {"minimum": "0"},
+        {"maxLength": -1},
+        {"enum": []},
+        {"required": True},
+        {"properties": []},
+        {"items": [{"type": "integer"}]},
+        {"anyOf": {}},
+        {"multipleOf": 0},
+        {"not": {}},
+        {"if": {}, "then": False},
+        {"uniqueItems": True},
+    ],
+    ids=json.dumps,
+)
+def test_what_is_broken_or_dangerous_in_a_schema_is_passed_over(odd: dict[str, Any]) -> None:
+    """A job is not refused, nor a process stopped, for a slip or a trap in somebody else's document."""
+    assert said(of(x=odd, n={"type": "integer"}), {"x": "a" * 40 + "!", "n": 1}) == {}
+    assert said(of(x=odd, n={"type": "integer"}), {"x": "a", "n": "1"}) == {"input.n": "Must be of type integer."}
+
+
+def test_a_schema_that_is_no_schema_checks_nothing() -> None:
+    """Nor does one so large that it costs more than it is worth, or that goes round in circles."""
+    bomb = {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}] * 10, "properties": {"x": {"$ref": "#/$defs/a"}}}}}
+    deep: Any = {}
+    for _ in range(sys.getrecursionlimit() // 2):
+        deep = {"properties": {"x": deep}}
+    many: Any = {"properties": {f"p{n}": {} for n in range(5000)}}
+    schema: object
+    for schema in (None, [], "x", {}, {"properties": {}}, bomb, many, deep):
+        sound = schemas.sound(schema)
+        assert sound is None or not schemas.problems(schemas.compiled(sound), {"x": {"x": {"x": 1}}}, "input")
+
+
+KEYWORDS = [
+    *("type", "properties", "items", "enum", "anyOf", "oneOf", "allOf", "$ref", "required", "minimum", "maxLength"),
+    *("additionalProperties", "const", "nullable", "not", "pattern", "$defs", "prompt", "x"),
+]
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(KEYWORDS),
+            inner | st.sampled_from(["#/properties/x", "#/$defs/x", "string", "object", "array", ["prompt"]]),
+            max_size=5,
+        )
+    ),
+    max_leaves=25,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(JSON, st.dictionaries(st.sampled_from(["x", "prompt", "items"]), JSON, max_size=3))
+def test_no_schema_and_no_input_can_make_a_check_raise(properties: Any, value: dict[str, Any]) -> None:
+    """Both are written by strangers."""
+    sound = schemas.sound({"properties": {"x": properties, "prompt": properties}, "$defs": {"x": properties}})
+    assert sound is not None
+    assert len(schemas.problems(schemas.compiled(sound), value, "input")) <= schemas.MAX_ERRORS
