@@ -1,16 +1,29 @@
 """The services that may hand in jobs, and their keys."""
 
 import json
-from typing import Annotated
+import re
+import time
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from pipeline.cli.common import AsJson, out, runtime, service_name
+from pipeline.broker import QUEUE
+from pipeline.cli.common import AsJson, err, out, plain, runtime, service_name
 from pipeline.errors import InvalidInput
+from pipeline.runtime import Runtime
 from pipeline.store import services as registry
+from pipeline.store.services import Service
 
 services = typer.Typer(help="The services that may hand in jobs, and their keys.", no_args_is_help=True)
+
+NONE = "none"
+CELERYS_QUEUE = "celery"
+"""Where an app listens that was told nothing else."""
+
+_WORD = re.compile(r"[A-Za-z0-9_][\w.:-]{0,199}", re.ASCII)
+
+Name = Annotated[str, typer.Argument(help="The service's name.")]
 
 
 @services.command("create")
@@ -51,25 +64,130 @@ def revoke_key(name: str) -> None:
             raise InvalidInput(f"There is no service named {name}.")
 
 
+@services.command("set")
+def set_service(
+    name: Name,
+    *,
+    weight: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Its share of the starts while others wait too.")
+    ] = None,
+    max_in_flight: Annotated[str | None, typer.Option(metavar="N|none", help="Its tasks at a time, at most.")] = None,
+    requests_per_minute: Annotated[
+        str | None, typer.Option(metavar="N|none", help="What its key may ask of our API.")
+    ] = None,
+    callback_url: Annotated[
+        str | None, typer.Option(metavar="URL|none", help="Where it is told of its jobs' ends.")
+    ] = None,
+    callback_task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK[@QUEUE]|none", help="A Celery task its jobs may name; again for each. All of them."),
+    ] = None,
+) -> None:
+    """Change a service's share, its limits, and whom it may have told. What is not named stays."""
+    facts: dict[str, object] = {}
+    if weight is not None:
+        facts["weight"] = weight
+    if max_in_flight is not None:
+        facts["max_in_flight"] = _limit("--max-in-flight", max_in_flight)
+    if requests_per_minute is not None:
+        facts["requests_per_minute"] = _limit("--requests-per-minute", requests_per_minute)
+    if callback_url is not None:
+        facts["callback_url"] = None if callback_url == NONE else _url(callback_url)
+    if callback_task:
+        facts["callback_tasks"] = [] if callback_task == [NONE] else [_task(one) for one in callback_task]
+    if not facts:
+        raise typer.BadParameter("say what to change, such as --weight 3")
+    _change(runtime(), name, **facts)
+    err.print(f"{name}: {', '.join(facts).replace('_', ' ')} set")
+
+
+@services.command("pause")
+def pause_service(name: Name) -> None:
+    """Begin no job of a service until it is resumed. New ones wait; what runs goes on, and so do deadlines."""
+    _change(runtime(), name, paused=True)
+    err.print(f"{name} is paused")
+
+
+@services.command("resume")
+def resume_service(name: Name) -> None:
+    """Let the jobs of a paused service go on."""
+    rt = runtime()
+    _change(rt, name, paused=False)
+    rt.nudge("submit")
+    err.print(f"{name} goes on")
+    time.sleep(0.1)  # the nudge leaves from a daemon thread
+
+
 @services.command("list")
 def list_services(*, as_json: AsJson = False) -> None:
-    """List the services."""
+    """List the services, their shares and limits."""
     rt = runtime()
     with rt.db.transaction() as tx:
         found = registry.everyone(tx)
     if as_json:
-        print(
-            json.dumps(
-                [{"name": one.name, "operator": one.operator, "revoked": one.revoked_at is not None} for one in found]
-            )
-        )
+        print(json.dumps([_view(one) for one in found]))
         return
-    table = Table("name", "operator", "created", "revoked")
+    table = Table("name", "", "created", "weight", "in flight", "a minute", "told at", "tasks")
     for one in found:
+        marks = {"operator": one.operator, "revoked": one.revoked_at, "paused": one.paused_at}
         table.add_row(
-            one.name, "yes" if one.operator else "", f"{one.created_at:%Y-%m-%d}", "yes" if one.revoked_at else ""
+            one.name,
+            ", ".join(word for word, is_so in marks.items() if is_so),
+            f"{one.created_at:%Y-%m-%d}",
+            str(one.weight),
+            plain(one.max_in_flight),
+            plain(one.requests_per_minute),
+            plain(one.callback_url),
+            plain(", ".join(f"{task['task']}@{task['queue']}" for task in one.callback_tasks)),
         )
     out.print(table)
+
+
+def _view(one: Service) -> dict[str, object]:
+    return {
+        "name": one.name,
+        "operator": one.operator,
+        "revoked": one.revoked_at is not None,
+        "weight": one.weight,
+        "max_in_flight": one.max_in_flight,
+        "requests_per_minute": one.requests_per_minute,
+        "paused_at": one.paused_at and one.paused_at.isoformat(),
+        "callback_url": one.callback_url,
+        "callback_tasks": list(one.callback_tasks),
+    }
+
+
+def _change(rt: Runtime, name: str, **facts: Any) -> None:
+    with rt.db.transaction() as tx:
+        if not registry.change(tx, service_name(name), **facts):
+            raise InvalidInput(f"There is no service named {name}.")
+
+
+def _limit(option: str, text: str) -> int | None:
+    if text == NONE:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise InvalidInput(f"{option}: {text!r} is neither a whole number above 0 nor 'none'.")
+    return int(text)
+
+
+def _url(text: str) -> str:
+    from pipeline.lifecycle.accept import address  # noqa: PLC0415 - spares the other commands its imports
+
+    try:
+        return address(text)
+    except ValueError as error:
+        raise InvalidInput(f"--callback-url: {error}.") from None
+
+
+def _task(text: str) -> dict[str, str]:
+    task, _, queue = text.partition("@")
+    queue = queue or CELERYS_QUEUE
+    if not _WORD.fullmatch(task) or not _WORD.fullmatch(queue):
+        raise InvalidInput(f"--callback-task: {text!r} is no task's name, such as shop.done or shop.done@shop.")
+    if task.startswith("pipeline.") or queue == QUEUE:
+        raise InvalidInput(f"--callback-task: {text!r} is of this product's own, which it would call in a circle.")
+    return {"task": task, "queue": queue}
 
 
 def _show_key(name: str, key: str, *, as_json: bool) -> None:

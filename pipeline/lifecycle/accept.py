@@ -60,7 +60,8 @@ def _time_as_text(value: object) -> object:
     return value
 
 
-def _address(url: str) -> str:
+def address(url: str) -> str:
+    """An address that may be called back; else a ValueError that says what it must be."""
     try:
         parts = urlsplit(url)
         fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -81,7 +82,7 @@ class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=Tr
     priority: Annotated[StrictInt, Field(ge=-10, le=10)] = 0
     run_at: Annotated[AwareDatetime, BeforeValidator(_time_as_text)] | None = None
     deadline_s: Seconds | None = None
-    callback_url: Annotated[StrictStr, AfterValidator(_address)] | None = None
+    callback_url: Annotated[StrictStr, AfterValidator(address)] | None = None
     callback_task: StrictStr | None = None
     metadata: Annotated[dict[MetadataName, MetadataValue], Field(max_length=_MAX_METADATA)] = {}
 
