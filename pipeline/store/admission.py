@@ -54,7 +54,7 @@ def waiting(tx: Connection, *, at_most: int) -> list[Applicant]:
 
 def lock(tx: Connection, applicants: Sequence[Applicant]) -> set[UUID]:
     """The ids of those of *applicants* that still wait, and that nobody else is just admitting."""
-    tx.execute(text("LOCK TABLE jobs IN ROW EXCLUSIVE MODE"))  # before any budget is read, see `budgets`
+    tx.execute(text("LOCK TABLE budgets IN ROW SHARE MODE"))  # before any job is locked, see `budgets`
     return set(tx.execute(_LOCK, {"ids": [str(one.job_id) for one in applicants]}).scalars())
 
 

@@ -2,8 +2,10 @@
 Budgets: money is reserved before a job is accepted, spent when it completes, given back when nothing came of it.
 
 All of a budget's changes are made under its row's lock, so racing callers never reserve more than there is. It is
-taken after those of jobs and never together with `account`: nobody waits in a circle. And whoever asks for a budget
-has written jobs before in the same transaction: so a new limit, which locks that table, misses nobody.
+taken after those of jobs and never together with `account`: nobody waits in a circle. And whoever reserves money, or
+settles it, takes the table lock of `budgets` that row locks take (ROW SHARE, or more) with or before the statement that does
+so: a new limit, which locks that table against it, misses nobody. Callers who queue jobs by SQL reserve nothing: their
+transactions may stay open for as long as they like.
 """
 
 from collections.abc import Collection
@@ -144,7 +146,7 @@ def close(tx: Connection, scope: str, period: Period) -> bool:
     return tx.execute(statement, {"scope": scope, "period": period}).rowcount > 0
 
 
-# Whoever wrote jobs before the lock was granted has committed, and others wait: what is reserved is counted exactly.
+# Whoever reserved before the lock was granted has committed, and others wait: what is reserved is counted exactly.
 _OPEN = text(f"""
     INSERT INTO budgets AS b (scope, period, limit_usd, reserved, since, uncounted_before)
     SELECT :scope, n.period, :limit_usd,
@@ -169,10 +171,13 @@ _CATCH_UP = text(f"""
 """)
 
 
-# What has no price was admitted while nothing hung on it.
+# What has no price was admitted while nothing hung on it. A row that somebody has locked is about to leave the queue;
+# to wait for it, while its owner waits for the budgets, would be a deadlock.
 _UNPRICED = text(f"""
-    UPDATE jobs SET admitted = false
-    WHERE state = 'queued' AND admitted AND price IS NULL AND :scope IN ('{ACCOUNT}', service_id::text)
+    UPDATE jobs SET admitted = false WHERE id IN (
+        SELECT id FROM jobs
+        WHERE state = 'queued' AND admitted AND price IS NULL AND :scope IN ('{ACCOUNT}', service_id::text)
+        FOR UPDATE SKIP LOCKED)
 """)
 
 
@@ -183,7 +188,7 @@ def open_(tx: Connection, scope: str, period: Period, limit_usd: Decimal) -> Non
     Waiting jobs without a price have to be admitted anew. What was spent before a new limit is counted by `catch_up`,
     in a transaction after this.
     """
-    tx.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))  # SHARE two may hold, each in the other's way
+    tx.execute(text("LOCK TABLE budgets IN EXCLUSIVE MODE"))  # readers, a backup among them, are not in its way
     tx.execute(_UNPRICED, {"scope": scope})
     tx.execute(_OPEN, {"scope": scope, "period": period, "limit_usd": limit_usd})
 

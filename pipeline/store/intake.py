@@ -46,7 +46,9 @@ class Stored:
 
 
 _INSERT = text("""
-    WITH made AS (
+    WITH nobody_limits_meanwhile AS (  -- see `budgets`
+        SELECT FROM budgets WHERE false FOR KEY SHARE
+    ), made AS (
         INSERT INTO jobs (id, service_id, model, input, options, metadata, state, priority,
                           run_at, due_at, deadline_at, retry_of, callback_url, callback_task,
                           admitted, price, reserved, last_seq, created_at)
