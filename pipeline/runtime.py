@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pipeline import telemetry
 from pipeline.broker import make_celery
@@ -15,7 +16,9 @@ from pipeline.settings import Settings, load
 from pipeline.store import account
 from pipeline.store import catalogue as models
 from pipeline.store.database import PATIENCE_S, Database
-from pipeline.wavespeed import WaveSpeed
+
+if TYPE_CHECKING:
+    from pipeline.wavespeed import WaveSpeed
 
 SECRETS_REREAD_S = 5.0
 """How old the webhook secrets a process knows may be: a rotation is taken over within this time."""
@@ -55,13 +58,15 @@ class Runtime:
         """How long the provider is not asked for prices by this process."""
         return Pause()
 
-    def provider(self) -> WaveSpeed:
+    def provider(self) -> "WaveSpeed":
         """
         A client of the provider's API.
 
         Raises:
             ConfigError: There is no API key.
         """
+        from pipeline.wavespeed import WaveSpeed  # noqa: PLC0415 - aiohttp, for the few who call the provider
+
         key = self.settings.wavespeed_api_key
         if key is None:
             raise ConfigError("WAVESPEED_API_KEY: is missing; workers pay with it. See https://wavespeed.ai/accesskey")

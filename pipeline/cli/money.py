@@ -87,7 +87,7 @@ def reconcile(
     as_json: AsJson = False,
 ) -> None:
     """
-    Compare our ledger with the provider's bill: charged twice, charged and unknown to us, ours and never charged.
+    Compare our ledger with the provider's bill: charged twice, charged but not ours, ours and never charged.
 
     Exit status: 0 they agree, 1 they differ, 2 the bill cannot be read.
     """
