@@ -102,6 +102,7 @@ def _request(rt: Runtime, old: Any) -> accept.JobRequest:
     checked = accept.check(
         ({"model": old.model} if old.model else {}) | {"input": {**old.input, **old.options}},
         default_model=rt.settings.default_model,
+        catalogue=rt.catalogue(),
     )
     kept = {
         "metadata": old.caller_data,

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pipeline.errors import FieldError, InvalidInput, MalformedRequest, TooLarge
 from pipeline.lifecycle import accept
+from pipeline.models import Catalogue
 from pipeline.runtime import Runtime
 from pipeline.store import batch
 from pipeline.store.batch import Added, Line
@@ -100,9 +101,10 @@ def _lines(body: bytes) -> Iterator[bytes]:
 def _checked(rt: Runtime, service: Service, values: Sequence[Any]) -> list[Line]:
     lines: list[Line] = []
     wrong: list[FieldError] = []
+    catalogue = rt.catalogue()
     for number, value in enumerate(values, 1):
         try:
-            lines.append(_line(rt, service, number, value))
+            lines.append(_line(rt, service, catalogue, number, value))
         except InvalidInput as error:
             wrong += [FieldError(one.field, one.message, number) for one in error.errors]
             if len(wrong) >= MAX_ERRORS:
@@ -112,14 +114,14 @@ def _checked(rt: Runtime, service: Service, values: Sequence[Any]) -> list[Line]
     return lines
 
 
-def _line(rt: Runtime, service: Service, number: int, value: Any) -> Line:
+def _line(rt: Runtime, service: Service, catalogue: Catalogue, number: int, value: Any) -> Line:
     key = None
     if isinstance(value, dict) and KEY in value:
         key = value[KEY]
         value = {name: item for name, item in value.items() if name != KEY}
         if key is None or not accept.is_key(key):
             raise InvalidInput(errors=[FieldError(KEY, accept.ODD_KEY)])
-    request = accept.check(value, default_model=rt.settings.default_model)
+    request = accept.check(value, default_model=rt.settings.default_model, catalogue=catalogue)
     job = accept.new_job(rt, service, request)
     return Line(number, job, key, accept.fingerprint(request) if key else b"")
 

@@ -3,9 +3,9 @@ Budgets: money is reserved before a job is accepted, spent when it completes, gi
 
 All of a budget's changes are made under its row's lock, so racing callers never reserve more than there is. It is
 taken after those of jobs and never together with `account`: nobody waits in a circle. And whoever reserves money, or
-settles it, takes the table lock of `budgets` that row locks take (ROW SHARE, or more) with or before the statement that does
-so: a new limit, which locks that table against it, misses nobody. Callers who queue jobs by SQL reserve nothing: their
-transactions may stay open for as long as they like.
+settles it, takes the table lock of `budgets` that row locks take (ROW SHARE, or more) with or before the statement that
+does so: a new limit, which locks that table against it, misses nobody. Callers who queue jobs by SQL reserve nothing:
+their transactions may stay open for as long as they like.
 """
 
 from collections.abc import Collection
