@@ -14,11 +14,11 @@ from celery.exceptions import Reject
 
 from pipeline import settings, telemetry
 from pipeline.broker import make_celery
-from pipeline.errors import ConfigError, PipelineError, Unavailable
+from pipeline.consumer import Consumer
+from pipeline.errors import ConfigError, FieldError, PipelineError, Unavailable
 from pipeline.hosting import Host
-from pipeline.lifecycle.accept import accept, check
+from pipeline.lifecycle import messages
 from pipeline.runtime import Runtime
-from pipeline.store import services
 from pipeline.store.database import Database
 from pipeline.worker import Worker
 
@@ -30,6 +30,7 @@ try:
 except ConfigError as error:
     raise SystemExit(f"pipeline: {error.detail}") from None  # Celery would bury it under its own traceback
 celery = make_celery(_settings.broker_url)
+celery.conf.worker_consumer = Consumer
 
 
 def worker() -> Worker:
@@ -86,31 +87,52 @@ def sweep() -> None:
     worker().wake("sweep")
 
 
-@celery.task(name="pipeline.enqueue", bind=True)
-def enqueue(self: Any, service: str = "", idempotency_key: str | None = None, **request: Any) -> None:
+@celery.task(name="pipeline.enqueue", bind=True, typing=False)
+def enqueue(self: Any, /, *words: Any, **named: Any) -> None:  # whatever comes: what fits no signature would be lost
     """
     Accept a job from another app on the broker.
 
     `app.send_task("pipeline.enqueue", queue="pipeline", kwargs={"service": "shop", "input": {"prompt": "…"}})`.
-    Without an idempotency key the task's id is the key, so a message delivered twice is one job. While the
-    database is away the message goes back to the queue.
+    Beside service the keywords are those of `POST /v1/jobs`, and `idempotency_key`: without one the task's id is the
+    key, so a message delivered twice is one job. What cannot become a job is recorded as a refusal, see `messages`.
+    While the database is away the message goes back to the queue.
     """
-    rt = worker().rt
     try:
-        with rt.db.transaction() as tx:
-            known = isinstance(service, str) and service.isprintable()  # what Postgres cannot keep is no name
-            caller = services.by_name(tx, service) if known else None
-        if caller is None:
-            log.error("enqueue.refused", task_id=self.request.id, code="unknown_service")
-            return
-        checked = check(request, default_model=rt.settings.default_model, catalogue=rt.catalogue())
-        accept(rt, caller, checked, key=idempotency_key or self.request.id)
+        messages.take(worker().rt, self.request.id, words, named)
     except Unavailable:
         time.sleep(1.0)  # or the same message would come and go a thousand times a second
         raise Reject("the database is away", requeue=True) from None
-    except PipelineError as error:
-        fields = [problem.field for problem in error.errors]
-        log.error("enqueue.refused", task_id=self.request.id, code=error.code, service=service, fields=fields)
+
+
+@signals.task_failure.connect
+def _never_begun(sender: Any, task_id: Any, args: Any, kwargs: Any, **_: Any) -> None:
+    """A call that Python itself refuses: one with an argument named self."""
+    if sender.name == enqueue.name:
+        messages.take(worker().rt, task_id, args, kwargs)
+
+
+@signals.task_unknown.connect
+def _no_such_task(message: Any, name: Any, **_: Any) -> None:
+    """A misspelt name, in our queue."""
+    _drop("unknown_task", message, FieldError("task", f"There is no task of that name: {str(name)[:200]}."))
+
+
+@signals.task_rejected.connect
+def _no_task_at_all(message: Any, **_: Any) -> None:
+    """Celery cannot use it: it names no task, or is not JSON."""
+    _drop("malformed_request", message, FieldError("", "Is no call of a task in JSON."))
+
+
+def _drop(code: str, message: Any, problem: FieldError) -> None:
+    """Record what never reached a task. It is acknowledged by now: while the database is away, the log alone tells."""
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    rt = _runtime()  # Celery says so in the process that hears the broker, which may have no worker of ours
+    try:
+        messages.drop(rt, headers.get("id"), code, problem, bytes(message.body or b""))
+    except PipelineError:
+        log.error("message.refused", code=code, recorded=False)
+    finally:
+        rt.db.close()
 
 
 @signals.setup_logging.connect

@@ -19,7 +19,7 @@ from pipeline.embedded.processes import Process, Program, Server
 from pipeline.jobs import State, Via
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
-from pipeline.store import lists
+from pipeline.store import lists, refusals
 from pipeline.store.lists import Wanted
 from tests.conftest import Caller
 from tests.factories import kinds, row, scalar, state, until
@@ -34,6 +34,7 @@ class WorkerProcess:
     def __init__(self, process: Process, log: Path, broker_url: str) -> None:
         self.process = process
         self._log = log
+        self.url = broker_url
         self.broker = redis.Redis.from_url(broker_url)
         self.app = Celery("shop", broker=broker_url, set_as_current=False)
 
@@ -43,6 +44,17 @@ class WorkerProcess:
 
     def send(self, task_id: str | None = None, **kwargs: Any) -> None:
         self.app.send_task("pipeline.enqueue", kwargs=kwargs, queue=QUEUE, task_id=task_id)
+
+    def publish(self, body: str) -> None:
+        """Send a message as no Celery would."""
+        with self.app.connection_for_write() as connection:
+            connection.Producer().publish(
+                body,
+                routing_key=QUEUE,
+                content_type="application/json",
+                content_encoding="utf-8",
+                headers={"task": "pipeline.enqueue", "id": "by-hand"},
+            )
 
     def idle(self) -> bool:
         """Whether every message was taken and acknowledged."""
@@ -138,19 +150,21 @@ BAD: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
 ]
 
 
-def refusals(log: str) -> Counter[str]:
-    """The refused messages in a worker's log, by code; those that are no call of the task at all by their line."""
-    return Counter(
-        line.partition('"code": "')[2].partition('"')[0] or line
-        for line in log.splitlines()
-        if "refused" in line or "raised" in line
-    )
+MALFORMED = [
+    f"not JSON, {SECRET}",
+    f'"{SECRET}"',
+    json.dumps({"prompt": SECRET}),
+    json.dumps([[], [SECRET], {}]),
+    json.dumps([SECRET, {"service": "shop"}, {}]),
+    json.dumps([[], {"service": "shop"}, SECRET]),
+    json.dumps([[], {"service": "shop", "input": {"prompt": SECRET}}]),
+]
 
 
-def test_bad_arguments_are_logged_without_the_prompt_and_acknowledged(
+def test_bad_arguments_are_recorded_and_the_prompt_never_logged(
     worker: WorkerProcess, rt: Runtime, caller: Caller, sandbox: Sandbox
 ) -> None:
-    """A message that can never be a job must not come back for ever, nor tell the log what a customer wrote."""
+    """A message that can never be a job must not come back for ever, nor vanish, nor tell the log what was in it."""
     for args, kwargs in BAD:
         worker.app.send_task("pipeline.enqueue", args=args, kwargs=kwargs, queue=QUEUE)
     worker.send(service="shop", input={"prompt": "taken"}, idempotency_key="k")
@@ -160,6 +174,8 @@ def test_bad_arguments_are_logged_without_the_prompt_and_acknowledged(
     worker.app.send_task(
         "pipeline.enqueue", kwargs={"service": "shop", "input": {"prompt": SECRET}}, queue=QUEUE, serializer="pickle"
     )
+    for body in MALFORMED:
+        worker.publish(body)
     worker.send(service="shop", input={"prompt": "the last"})
 
     until(lambda: len(jobs(rt)) == 2 and {job.state for job in jobs(rt)} == {State.COMPLETED}, 60.0)
@@ -167,11 +183,68 @@ def test_bad_arguments_are_logged_without_the_prompt_and_acknowledged(
     until(worker.idle)
     assert sorted(job.input["prompt"] for job in jobs(rt)) == ["taken", "the last"]
     assert len(sandbox.ledger()) == 2
-    told = until(lambda: (found := refusals(worker.log)).total() == len(BAD) + 3 and found)
     assert SECRET not in worker.log
-    assert told["unknown_service"] == 4
-    assert told["invalid_input"] == 10
-    assert told["idempotency_conflict"] == 1
+    told = until(lambda: (found := refused(rt)) and len(found) == len(BAD) + 3 + len(MALFORMED) and found)
+    assert Counter(one.code for one in told) == {
+        "unknown_service": 4,
+        "invalid_input": 12,
+        "idempotency_conflict": 1,
+        "unknown_task": 1,
+        "malformed_request": 1 + len(MALFORMED),
+    }
+    assert {str(one.id) in worker.log for one in told} == {True}, "an operator finds it by the log"
+    assert sum(SECRET in str(one.request) for one in told) == len(BAD) + 1, "what was said is kept, where it is a call"
+
+
+def refused(rt: Runtime) -> list[refusals.Refusal]:
+    with rt.db.transaction() as tx:
+        return refusals.newest(tx, at_most=100)
+
+
+def test_two_apps_on_one_broker_keep_to_their_own(
+    worker: WorkerProcess, rt: Runtime, caller: Caller, tmp_path: Path
+) -> None:
+    """A worker on Celery's default queue never sees our messages, nor ours theirs, unless somebody misaddresses one."""
+    page = tmp_path / "theirs.py"
+    page.write_text(
+        "from celery import Celery\n"
+        f"app = Celery('theirs', broker={worker.url!r}, backend={worker.url!r})\n"
+        "@app.task(name='theirs.double')\n"
+        "def double(number): return 2 * number\n"
+    )
+    argv = (
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "theirs",
+        "worker",
+        "-P",
+        "solo",
+        "--without-mingle",
+        "-n",
+        "theirs@%h",
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    theirs = Process(Program(name="theirs", argv=argv, log=tmp_path / "theirs.log", cwd=tmp_path, env=env))
+    app = Celery("theirs", broker=worker.url, backend=worker.url, set_as_current=False)
+    try:
+        doubles = [app.send_task("theirs.double", args=[number]) for number in range(20)]
+        for number in range(20):
+            app.send_task(
+                "pipeline.enqueue", queue="pipeline", kwargs={"service": "shop", "input": {"prompt": f"job {number}"}}
+            )
+        lost = app.send_task("pipeline.enqueue", kwargs={"service": "shop", "input": {"prompt": "to nobody"}})
+
+        assert [one.get(timeout=60) for one in doubles] == [2 * number for number in range(20)]
+        until(lambda: len(jobs(rt)) == 20 and {job.state for job in jobs(rt)} == {State.COMPLETED}, 60.0)
+        with pytest.raises(Exception, match=r"pipeline\.enqueue"):  # without queue= it is the other app's to refuse
+            lost.get(timeout=60)
+    finally:
+        theirs.stop(20.0)
+        app.close()
+    assert (refused(rt), len(jobs(rt))) == ([], 20)
+    assert "theirs.double" not in worker.log
 
 
 def test_waiting_and_results_are_left_to_postgres(valkey: Server) -> None:
@@ -195,15 +268,7 @@ def test_waiting_and_results_are_left_to_postgres(valkey: Server) -> None:
 
 def test_a_real_message_can_be_read_by_anybody(worker: WorkerProcess, rt: Runtime, caller: Caller) -> None:
     """Nothing but JSON goes over the broker, in either direction."""
-    body = json.dumps([[], {"service": "shop", "input": {"prompt": "by hand"}}, {}])
-    with worker.app.connection_for_write() as connection:
-        connection.Producer().publish(
-            body,
-            routing_key=QUEUE,
-            content_type="application/json",
-            content_encoding="utf-8",
-            headers={"task": "pipeline.enqueue", "id": "by-hand"},
-        )
+    worker.publish(json.dumps([[], {"service": "shop", "input": {"prompt": "by hand"}}, {}]))
 
     (found,) = until(lambda: jobs(rt), 60.0)
     until(lambda: state(rt, found.id) == State.COMPLETED)

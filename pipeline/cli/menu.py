@@ -51,6 +51,10 @@ COMMANDS = {
     "services": ("pipeline.cli.services", "The services that may hand in jobs, and their keys."),
     "budgets": ("pipeline.cli.money", "What may be spent in a day or a month (of UTC)."),
     "models": ("pipeline.cli.models", "The models: what there is, what it takes and costs."),
+    "refusals": (
+        "pipeline.cli.refusals",
+        "Messages from other apps that could not become jobs: listed, unless a command is given.",
+    ),
 }
 """Its page, which has a function or a group of that name, and the first line of what that says of itself."""
 

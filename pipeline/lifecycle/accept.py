@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
@@ -317,8 +318,8 @@ def _unstorable(value: Any, path: str = "", depth: int = 0) -> list[FieldError]:
     if isinstance(value, str):
         wrong = _UNSTORABLE.search(value)
         return [FieldError(path, "Must not contain NUL characters or lone surrogates.")] if wrong else []
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return [FieldError(path, "Is too large a number.")]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [FieldError(path, "Is too large a number." if math.isinf(value) else "Is no number.")]
     if isinstance(value, dict):
         found = []
         for name, item in value.items():
