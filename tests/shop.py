@@ -62,7 +62,7 @@ def _with_the_orm(engine: Engine, prompt: str) -> UUID:
 
 def _with_psycopg(url: str, prompt: str) -> UUID:
     with psycopg.connect(url.replace("+psycopg", "")) as connection:
-        job_id = pipeline.enqueue(connection, service="shop", model=MODEL, input={"prompt": prompt})
+        job_id = pipeline.enqueue(connection, service="shop", input={"prompt": prompt})
         connection.execute("INSERT INTO shop.orders (prompt, job_id) VALUES (%s, %s)", (prompt, job_id))
         _think_again(prompt)
     return job_id

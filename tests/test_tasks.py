@@ -262,7 +262,7 @@ def test_waiting_and_results_are_left_to_postgres(valkey: Server) -> None:
     assert beat["options"]["expires"] == 5.0
     assert beat["options"]["queue"] == QUEUE
     code = "".join(page.read_text() for page in (procfile.PROCFILE.parent / "pipeline").rglob("*.py"))
-    for word in ("apply_async(", "eta=", "countdown=", ".retry(", "AsyncResult"):
+    for word in ("apply_async(", "eta=", "countdown=", "self.retry(", "AsyncResult"):
         assert word not in code
 
 
