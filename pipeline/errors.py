@@ -3,8 +3,9 @@ Every exception we raise on purpose, as one tree.
 
     PipelineError
     ├── ConfigError        the environment is wrong; the message names every bad variable
-    ├── Unauthorized (401) · BadSignature (401) · BudgetExceeded (402) · UnknownJob (404)
-    ├── MalformedRequest (400) · NotAllowedNow (409) · IdempotencyConflict (409) · TooLarge (413) · InvalidInput (422)
+    ├── Unauthorized (401) · BadSignature (401) · BudgetExceeded (402) · UnknownJob (404) · UnknownOutput (404)
+    ├── MalformedRequest (400) · NotAllowedNow (409) · IdempotencyConflict (409) · NotStoredYet (409)
+    ├── TooLarge (413) · InvalidInput (422)
     ├── RateLimited (429) · Unavailable (503) · Busy (503)
     └── ProviderError      what WaveSpeed answered, sorted by what may be done next
         ├── Transient      surely nothing was done: try again; `.retry_after_s`
@@ -96,6 +97,23 @@ class UnknownJob(PipelineError):
     status = 404
     code = "unknown_job"
     title = "There is no such job"
+
+
+class UnknownOutput(PipelineError):
+    """The job has no output of this number."""
+
+    status = 404
+    code = "unknown_output"
+    title = "The job has no such output"
+
+
+class NotStoredYet(PipelineError):
+    """The output is not in our storage, or not yet."""
+
+    status = 409
+    code = "not_stored_yet"
+    title = "The output is not stored yet"
+    retry_after_s = 10.0
 
 
 class NotAllowedNow(PipelineError):

@@ -22,16 +22,16 @@ def job(row: Any) -> dict[str, Any]:
         "service": row.service,
         "metadata": row.caller_data,
         "priority": row.priority,
-        "run_at": _time(row.run_at),
-        "deadline_at": _time(row.deadline_at),
+        "run_at": time(row.run_at),
+        "deadline_at": time(row.deadline_at),
         "attempts": row.attempts,
         "prediction_id": row.prediction_id,
-        "needs_decision": {"since": _time(row.held_at), "reason": row.held_reason} if row.held_at else None,
+        "needs_decision": {"since": time(row.held_at), "reason": row.held_reason} if row.held_at else None,
         "settled_by": row.settled_by,
-        "created_at": _time(row.created_at),
-        "submitted_at": _time(row.submitted_at),
-        "finished_at": _time(row.finished_at),
-        "outputs_expire_at": _time(expires),
+        "created_at": time(row.created_at),
+        "submitted_at": time(row.submitted_at),
+        "finished_at": time(row.finished_at),
+        "outputs_expire_at": time(expires),
         "timings": {
             "queued_ms": _ms(row.run_at, row.submitted_at),
             "provider_ms": _ms(row.submitted_at, row.finished_at),
@@ -48,8 +48,8 @@ def attempt(row: Any) -> dict[str, Any]:
     """One attempt as JSON; its token is a secret and not part of it."""
     return {
         "number": row.number,
-        "started_at": _time(row.started_at),
-        "ended_at": _time(row.ended_at),
+        "started_at": time(row.started_at),
+        "ended_at": time(row.ended_at),
         "outcome": row.outcome,
         "prediction_id": row.prediction_id,
         "http_status": row.http_status,
@@ -59,7 +59,7 @@ def attempt(row: Any) -> dict[str, Any]:
 
 def event(row: Any) -> dict[str, Any]:
     """One event of a job's history as JSON."""
-    return {"seq": row.seq, "at": _time(row.at), "kind": row.kind, "data": row.data}
+    return {"seq": row.seq, "at": time(row.at), "kind": row.kind, "data": row.data}
 
 
 def _output(index: int, item: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,8 @@ def _links(row: Any) -> dict[str, str]:
     return links
 
 
-def _time(at: datetime | None) -> str | None:
+def time(at: datetime | None) -> str | None:
+    """ISO 8601 in UTC."""
     return at.isoformat().replace("+00:00", "Z") if at else None
 
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from pipeline.jobs import Outcome, State
 from pipeline.predictions import Prediction, Status
 from pipeline.settings import Limits, load
-from pipeline.store import account, alarms, answers, claims, inbox, missing, moves, schema
+from pipeline.store import account, alarms, answers, claims, inbox, lists, missing, moves, schema
 from pipeline.store.database import Database
 from pipeline.store.tables import SCHEMA, Base, new_id
 from tests.factories import until
@@ -264,9 +264,10 @@ def crowded(new_database: NewDatabase) -> Iterator[Database]:
             FROM generate_series(1, 5) n;
             CREATE TEMP TABLE kinds AS SELECT * FROM (VALUES ('queued', 200000), ('submitting', 100),
                 ('processing', 500), ('unknown', 200), ('expired', 300), ('completed', 40000)) k(state, many);
-            INSERT INTO jobs (id, service_id, model, input, state, priority, due_at, deadline_at, current_attempt,
-                              attempts, outputs, finished_at, submitted_at, admitted)
-            SELECT gen_random_uuid(), s.ids[1 + n % 5], 'openai/dall-e-2', '{"prompt": "a lighthouse"}', state, n % 3,
+            INSERT INTO jobs (id, service_id, model, input, metadata, state, priority, due_at, deadline_at,
+                              current_attempt, attempts, outputs, finished_at, submitted_at, admitted)
+            SELECT gen_random_uuid(), s.ids[1 + n % 5], 'openai/dall-e-2', '{"prompt": "a lighthouse"}',
+                   '{"shop": "red"}', state, n % 3,
                    CASE WHEN state <> 'completed' THEN now() + (n % 7200 - 3600) * interval '1 second' END,
                    now() + (n % 40000) * interval '1 second' - interval '1 second' * (n % 400),
                    CASE WHEN state <> 'queued' THEN gen_random_uuid() END, 1,
@@ -281,8 +282,9 @@ def crowded(new_database: NewDatabase) -> Iterator[Database]:
                    CASE WHEN state = 'unknown' THEN 'lost' WHEN state <> 'submitting' THEN 'accepted' END, NULL
             FROM jobs WHERE current_attempt IS NOT NULL;
             UPDATE attempts SET prediction_id = id::text WHERE outcome = 'accepted';
+            INSERT INTO labels (service_id, name, value, job_id) SELECT service_id, 'shop', 'red', id FROM jobs;
         """)
-        connection.execute("ANALYZE services, jobs, attempts")
+        connection.execute("ANALYZE services, jobs, attempts, labels")
     yield database
     database.close()
 
@@ -311,6 +313,22 @@ def hear(tx: Connection, one: One) -> None:
     assert inbox.hear(tx, inbox.Delivery(one.token, {}, b"{}"), done, poll_s=30.0).verdict == "applied"
 
 
+def listed(**wanted: Any) -> Callable[[Connection, One], object]:
+    """Read a page of the first service's jobs, or of all services', by these filters."""
+
+    def run(tx: Connection, _: One) -> None:
+        some = tx.execute(text("SELECT array_agg(id) FROM services")).scalar_one()
+        after = UUID("f0000000-0000-4000-8000-000000000000")
+        own = lists.Wanted(some[:1], **wanted)
+        for one in (own, replace(own, service_ids=None)):
+            assert len(lists.page(tx, one, after=after).rows) == 20
+
+    return run
+
+
+DALL_E = "openai/dall-e-2"
+RED = {"shop": "red"}
+
 STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
     "due": (lambda tx, _: alarms.due(tx), {"jobs_due_idx"}),
     "give_up_claims": (lambda tx, _: alarms.give_up_claims(tx), {"jobs_due_idx", "attempts_pk", "jobs_pk"}),
@@ -323,6 +341,12 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
     "record": (record, {"attempts_pk", "attempts_prediction_id_key", "jobs_pk"}),
     "hear": (hear, {"attempts_token_key", "attempts_prediction_id_key", "jobs_pk"}),
     "ask_again": (lambda tx, one: alarms.ask_again(tx, {one.job_id: 5.0}), {"jobs_pk"}),
+    "list": (listed(), {"jobs_state_idx", "jobs_pk"}),
+    "list_state": (listed(state=State.QUEUED), {"jobs_state_idx", "jobs_pk"}),
+    "list_model": (listed(model=DALL_E), {"jobs_model_idx", "jobs_pk"}),
+    "list_model_state": (listed(model=DALL_E, state=State.COMPLETED), {"jobs_model_idx", "jobs_pk"}),
+    "list_label": (listed(metadata=RED), {"labels_pk", "jobs_pk"}),
+    "list_all": (listed(model=DALL_E, state=State.QUEUED, metadata=RED), {"jobs_model_idx", "jobs_pk"}),
 }
 
 
@@ -357,7 +381,6 @@ def test_no_statement_of_the_hot_path_reads_a_whole_table(crowded: Database, nam
             driver.remove_notice_handler(keep)
             tx.rollback()
     plan = "\n".join(message for message in seen if "plan:" in message)
-    assert not [line for line in plan.splitlines() if "Seq Scan on jobs" in line or "Seq Scan on attempts" in line], (
-        plan
-    )
+    tables = ("jobs", "attempts", "labels")
+    assert not [line for line in plan.splitlines() if any(f"Seq Scan on {table}" in line for table in tables)], plan
     assert not [index for index in indexes if f" {index} " not in plan], plan

@@ -69,7 +69,7 @@ def enqueue(
     if not as_json:
         err.print(f"accepted [bold]{len(ids)}[/bold] job{'s' if len(ids) > 1 else ''}")
     ended = _wait(rt, ids) if wait else True
-    _show_jobs([job_row(rt, job_id) for job_id in ids], as_json=as_json)
+    show_jobs([job_row(rt, job_id) for job_id in ids], as_json=as_json)
     time.sleep(0.1)  # the nudge leaves from a daemon thread
     if not ended:
         raise typer.Exit(1)
@@ -107,7 +107,7 @@ def jobs(
         if before is None:
             break
     warn(rt)
-    _show_jobs(rows, as_json=as_json)
+    show_jobs(rows, as_json=as_json)
 
 
 def show(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: AsJson = False) -> None:
@@ -163,32 +163,6 @@ def decide(
     err.print(f"the job is {job_row(rt, job_id).state} now")
 
 
-def cancel(job: Annotated[str, typer.Argument(help="The id of a queued job.")]) -> None:
-    """Take a queued job back: it is never submitted."""
-    from pipeline.lifecycle import again  # noqa: PLC0415
-
-    rt = runtime()
-    moved = again.cancel(rt, service_named(rt, "operator"), job_id_of(job))
-    err.print("the job is cancelled" if moved else "the job was cancelled before")
-
-
-def retry(
-    job: Annotated[str, typer.Argument(help="The id of a job that has ended.")],
-    *,
-    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key is the same retry.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Hand in a new job like one that has ended."""
-    from pipeline.lifecycle import again  # noqa: PLC0415
-
-    rt = runtime()
-    new_id, made = again.retry(rt, service_named(rt, "operator"), job_id_of(job), key=key)
-    if not as_json:
-        err.print("accepted a new job" if made else "this key named the retry before")
-    _show_jobs([job_row(rt, new_id)], as_json=as_json)
-    time.sleep(0.1)  # the nudge leaves from a daemon thread
-
-
 def _label(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals or "\x00" in text:
@@ -219,7 +193,8 @@ def _wait(rt: Runtime, ids: list[UUID]) -> bool:
             time.sleep(0.2)
 
 
-def _show_jobs(rows: Any, *, as_json: bool) -> None:
+def show_jobs(rows: Any, *, as_json: bool) -> None:
+    """Print a table of jobs, as wide as there is room; or their JSON."""
     found = [views.job(row) for row in rows]
     if as_json:
         print(json.dumps(found))

@@ -26,8 +26,9 @@ COMMANDS = {
         "pipeline.cli.jobs",
         "Say what became of a job that nothing could prove (`pipeline jobs --needs-decision` lists them).",
     ),
-    "cancel": ("pipeline.cli.jobs", "Take a queued job back: it is never submitted."),
-    "retry": ("pipeline.cli.jobs", "Hand in a new job like one that has ended."),
+    "cancel": ("pipeline.cli.actions", "Take a queued job back: it is never submitted."),
+    "retry": ("pipeline.cli.actions", "Hand in a new job like one that has ended."),
+    "evidence": ("pipeline.cli.actions", "Give everything that is known of a job, as one JSON value."),
     "account": (
         "pipeline.cli.account",
         "Show how the provider account is: halted, backing off, on trial, and what it may do at once.",

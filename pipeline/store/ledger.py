@@ -33,6 +33,12 @@ _STARTED = text(f"""
     ORDER BY a.started_at
 """)
 
+_OF_JOB = text(f"""
+    SELECT {_COLUMNS} FROM attempts a JOIN jobs j ON j.id = a.job_id
+    WHERE a.job_id = :job_id AND (a.prediction_id IS NOT NULL OR a.outcome IS NULL OR a.outcome = 'lost')
+    ORDER BY a.number
+""")
+
 _OF = text(f"""
     SELECT {_COLUMNS} FROM attempts a JOIN jobs j ON j.id = a.job_id WHERE a.prediction_id = ANY(:ids)
 """)
@@ -41,6 +47,11 @@ _OF = text(f"""
 def started(tx: Connection, since: datetime, until: datetime) -> list[Paid]:
     """All that may have been charged of what was started between two moments, the earliest first."""
     return [Paid(*row) for row in tx.execute(_STARTED, {"since": since, "until": until})]
+
+
+def of_job(tx: Connection, job_id: UUID) -> list[Paid]:
+    """All that may have been charged for one job, first to last."""
+    return [Paid(*row) for row in tx.execute(_OF_JOB, {"job_id": job_id})]
 
 
 def of(tx: Connection, prediction_ids: Collection[str]) -> list[Paid]:

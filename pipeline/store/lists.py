@@ -48,13 +48,28 @@ class _Lead:
     answers: frozenset[str]
 
 
-_PROBE = "SELECT id FROM jobs WHERE service_id = s.id AND {what} AND id < :after ORDER BY id DESC LIMIT :depth"
+# Bounds of a whole row of an index, and its order, where equalities would do: so no other index can serve, whatever the
+# planner expects. (It would read all jobs in a state to find those of a model that it takes for a common one.) Only
+# sorting what another index had half in order could, so that is forbidden.
+_READ_IN_ORDER = text("SET LOCAL enable_incremental_sort = off")
 
-_LABELS = """
-    SELECT job_id AS id FROM labels
-    WHERE service_id = s.id AND name = :name_{n} AND value = :value_{n} AND job_id < :after
-    ORDER BY job_id DESC LIMIT :depth
+_PROBE = """
+    SELECT {id} AS id FROM {table}
+    WHERE ({columns}, {id}) < ({values}, :after) AND ({columns}, {id}) >= ({values}, :oldest)
+    ORDER BY {order}, {id} DESC LIMIT :depth
 """
+
+
+def _probe(table: str, id_column: str, **equal: str) -> str:
+    """The newest ids of service `s` by the index whose columns these are: what each must equal, as SQL."""
+    return _PROBE.format(
+        table=table,
+        id=id_column,
+        columns=", ".join(["service_id", *equal]),
+        values=", ".join(["s.id", *equal.values()]),
+        order=", ".join(f"{name} DESC" for name in ["service_id", *equal]),
+    )
+
 
 _ALL = _Lead("SELECT id FROM jobs WHERE id < :after ORDER BY id DESC LIMIT :depth", frozenset())
 
@@ -68,6 +83,7 @@ _COLUMNS = """
 
 def page(tx: Connection, wanted: Wanted, *, after: UUID | None = None, limit: int = 20) -> Page:
     """The newest jobs that are *wanted*, older than *after*: at most *limit*, and fewer where few are found."""
+    tx.execute(_READ_IN_ORDER)
     service_ids = wanted.service_ids
     leads = _leads(wanted)
     if service_ids is None and leads[0] is not _ALL:
@@ -76,6 +92,7 @@ def page(tx: Connection, wanted: Wanted, *, after: UUID | None = None, limit: in
     values = {
         "services": [str(one) for one in service_ids or ()],
         "after": after or _NEWEST,
+        "oldest": _OLDEST,
         "state": wanted.state,
         "model": wanted.model,
         **{f"name_{n}": name for n, name in enumerate(wanted.metadata)},
@@ -101,11 +118,13 @@ def _leads(wanted: Wanted) -> list[_Lead]:
         if wanted.service_ids is None and not (wanted.state or wanted.model or wanted.metadata):
             return [_ALL]
         states = [wanted.state] if wanted.state else list(State)
-        of_model = "model = :model AND " if wanted.model else ""
-        probes = ["(" + _PROBE.format(what=f"{of_model}state = '{state}'") + ")" for state in states]
+        of_model = {"model": ":model"} if wanted.model else {}
+        probes = [f"({_probe('jobs', 'id', **of_model, state=repr(str(state)))})" for state in states]
         merged = f"SELECT id FROM ({' UNION ALL '.join(probes)}) u ORDER BY id DESC LIMIT :depth"
         found.append(_Lead(merged, frozenset({"state", "model"})))
-    found += [_Lead(_LABELS.format(n=n), frozenset({f"label {n}"})) for n in range(len(wanted.metadata))]
+    for n in range(len(wanted.metadata)):
+        probe = _probe("labels", "job_id", name=f":name_{n}", value=f":value_{n}")
+        found.append(_Lead(probe, frozenset({f"label {n}"})))
     return found
 
 

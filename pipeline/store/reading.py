@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select, text
 
-from pipeline.store.tables import AttemptRow, EventRow, JobRow, ServiceRow
+from pipeline.store.tables import AttemptRow, CallbackRow, EventRow, JobRow, NotificationRow, ServiceRow
 
 _JOB = (
     JobRow.id,
@@ -86,3 +86,28 @@ _CHANGED = text("""
 def changed(tx: Connection, seen: Mapping[UUID, int]) -> Sequence[Any]:
     """Of these jobs, those with an event after the one named: the state and newest event of each."""
     return tx.execute(_CHANGED, {"ids": [str(job_id) for job_id in seen], "seen": list(seen.values())}).all()
+
+
+def callbacks(tx: Connection, job_id: UUID) -> Sequence[Any]:
+    """The callbacks for a job, as they came, without the secret token of their address."""
+    query = select(
+        CallbackRow.received_at,
+        CallbackRow.verdict,
+        CallbackRow.prediction_id,
+        CallbackRow.headers,
+        CallbackRow.body,
+    )
+    return tx.execute(query.where(CallbackRow.job_id == job_id).order_by(CallbackRow.id)).all()
+
+
+def notifications(tx: Connection, job_id: UUID) -> Sequence[Any]:
+    """Who was to be told what of a job, in order."""
+    query = select(
+        NotificationRow.event,
+        NotificationRow.seq,
+        NotificationRow.audience,
+        NotificationRow.state,
+        NotificationRow.due_at,
+        NotificationRow.created_at,
+    )
+    return tx.execute(query.where(NotificationRow.job_id == job_id).order_by(NotificationRow.seq)).all()
