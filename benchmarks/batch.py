@@ -1,0 +1,133 @@
+"""
+How fast one web process stores batches: `POST /v1/jobs/batch` over real HTTP, 10,000 lines a request.
+
+    python benchmarks/batch.py
+    python benchmarks/batch.py --keys --times 5        each line with an idempotency key
+    python benchmarks/batch.py --profile               where Python's time goes, in one batch without HTTP
+"""
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+from pipeline.embedded import postgres, procfile
+from pipeline.embedded.ports import hold
+from pipeline.embedded.processes import Process, Program, wait_until
+from pipeline.lifecycle.batch import accept_lines
+from pipeline.runtime import Runtime
+from pipeline.settings import load
+from pipeline.store import schema, services
+from pipeline.store.database import Database
+
+
+def main() -> None:
+    """Send batches, one after the other, and print what each took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=10_000)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--keys", action="store_true")
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
+    with postgres.running() as server:
+        schema.upgrade(load({"DATABASE_URL": server.url}).database_url)
+        if arguments.profile:
+            profiled(server.url, body(arguments.lines, 0, keys=arguments.keys))
+            return
+        with psycopg.connect(server.url) as connection:
+            connection.execute("INSERT INTO pipeline.prices (model, key, usd) VALUES ('openai/dall-e-2', '', 0.02)")
+        database = Database(load({"DATABASE_URL": server.url}).database_url, name="benchmark", pool_size=1)
+        with database.transaction() as tx:
+            key = services.create(tx, "benchmark")
+        rates = []
+        with web(server.url) as url:
+            for number in range(arguments.times):
+                sent = urllib.request.Request(
+                    f"{url}/v1/jobs/batch",
+                    body(arguments.lines, number, keys=arguments.keys),
+                    {"Authorization": f"Bearer {key}", "Idempotency-Key": f"batch-{number}"},
+                )
+                began = time.perf_counter()
+                with urllib.request.urlopen(sent) as answer:
+                    found = json.load(answer)
+                took = time.perf_counter() - began
+                assert found["count"] == arguments.lines
+                rates.append(arguments.lines / took)
+                print(f"{arguments.lines} jobs in {took:.2f} s: {rates[-1]:,.0f} jobs/s", flush=True)
+        print(f"median {sorted(rates)[len(rates) // 2]:,.0f} jobs/s")
+        database.close()
+
+
+@contextmanager
+def web(database_url: str) -> Iterator[str]:
+    """Run the web server as the Procfile does, one process; give its address."""
+    held = hold(None)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+        program = Program(
+            name="web",
+            argv=procfile.shell(procfile.read()["web"]),
+            log=Path(folder, "web.log"),
+            cwd=procfile.PROCFILE.parent,
+            env={"PATH": path, "PORT": str(held.number), "DATABASE_URL": database_url, "LOG_LEVEL": "error"},
+        )
+        process = Process(program)
+        url = f"http://127.0.0.1:{held.number}"
+        try:
+            assert wait_until(lambda: answers(url), 30.0), Path(folder, "web.log").read_text()
+            yield url
+        finally:
+            process.stop(25.0)
+            held.close()
+
+
+def answers(url: str) -> bool:
+    """Whether the server is there."""
+    try:
+        with urllib.request.urlopen(f"{url}/healthz"):
+            return True
+    except OSError:
+        return False
+
+
+def body(lines: int, number: int, *, keys: bool) -> bytes:
+    """Jobs as callers send them: a prompt of some words, two labels."""
+    jobs = (
+        {
+            "input": {"prompt": f"A lighthouse on a cliff at dusk, number {n}, in the manner of an old postcard"},
+            "metadata": {"order": str(n), "campaign": "spring"},
+        }
+        | ({"idempotency_key": f"{number}-{n}"} if keys else {})
+        for n in range(lines)
+    )
+    return "\n".join(map(json.dumps, jobs)).encode()
+
+
+def profiled(url: str, sent: bytes) -> None:
+    """Print the dearest functions of one batch."""
+    settings = load({"DATABASE_URL": url})
+    database = Database(settings.database_url, name="benchmark", pool_size=2)
+    with database.transaction() as tx:
+        services.create(tx, "benchmark")
+        service = services.by_name(tx, "benchmark")
+    assert service
+    rt = Runtime(settings, database)
+    accept_lines(rt, service, sent)
+    with cProfile.Profile() as profile:
+        accept_lines(rt, service, sent)
+    pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+    database.close()
+
+
+if __name__ == "__main__":
+    main()
