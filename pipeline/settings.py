@@ -134,6 +134,8 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     deadline_s: Seconds = 3600.0  # a job's, from being accepted, unless it names its own
     unknown_patience_s: Seconds = 900.0  # how long a lost POST's task may take to show in the provider's list
 
+    web_threads: Annotated[int, Field(ge=10, le=10_000)] = 320  # of one web process; the Procfile reads it too
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("public_url")

@@ -25,6 +25,7 @@ from pipeline.embedded.dev import dev
 from pipeline.embedded.logs import Logs
 from pipeline.embedded.processes import Program, Server, StackError, wait_until
 from pipeline.errors import ConfigError
+from pipeline.settings import Settings
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can lend accounts")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks for what only Linux offers")
@@ -102,6 +103,14 @@ def query(server: Server, sql: str) -> object:
 def test_the_procfile_names_everything_production_needs() -> None:
     """What is run here is read from it, so a line that is missing there is missing here."""
     assert list(procfile.read()) == ["release", "web", "worker", "beat"]
+
+
+def test_the_web_server_has_the_threads_that_the_app_counts_on() -> None:
+    """So many callers may wait that some threads are always left for callbacks: both must mean the same number."""
+    assert (
+        f"--blocking-threads ${{WEB_THREADS:-{Settings.model_fields['web_threads'].default}}} "
+        in procfile.read()["web"]
+    )
 
 
 def test_a_procfile_may_be_commented() -> None:

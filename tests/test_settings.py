@@ -56,6 +56,7 @@ BAD = {
     "POLLS_PER_MINUTE": "hunter2",
     "DEADLINE_S": "0",
     "UNKNOWN_PATIENCE_S": "hunter2",
+    "WEB_THREADS": "0",
     "LOG_LEVEL": "hunter2",
 }
 

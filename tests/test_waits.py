@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from pipeline.store.database import Database
 from pipeline.store.moves import Move, advance
 from pipeline.web import create_app, waits
 from pipeline.web.api import events
-from pipeline.web.watcher import PLACES, Watcher
+from pipeline.web.watcher import Watcher, places
 from tests.conftest import WEBHOOK_SECRET, Caller
 from tests.factories import encoded, kinds, prediction, processing, queued, scalar, signed, state, until
 from tests.http import request
@@ -308,8 +309,9 @@ def test_a_silent_stream_is_kept_alive_and_not_held_for_ever(
 def test_beyond_the_places_nobody_waits(rt: Runtime, door: FlaskClient, watcher: Watcher, caller: Caller) -> None:
     """Whoever waits holds a thread; callbacks need one too. Waits are answered at once, streams asked to come again."""
     job_id = queued(rt, caller.service)
-    taken = [watcher.watch(uuid4()) for _ in range(PLACES)]
+    taken = [watcher.watch(uuid4()) for _ in range(places(rt.settings.web_threads))]
     assert None not in taken
+    assert 250 <= len(taken) < rt.settings.web_threads
 
     answer = door.get(f"/v1/jobs/{job_id}", headers=waiting())
     stream = door.get(f"/v1/jobs/{job_id}/events")
@@ -331,7 +333,7 @@ def test_one_statement_asks_for_all_and_none_when_nobody_waits(rt: Runtime, watc
         if threading.current_thread() is threading.main_thread():
             asked.append(statement)
 
-    watching = Watcher(rt.db)
+    watching = Watcher(rt.db, 20)
     jobs = [queued(rt, caller.service, f"{number}") for number in range(5)]
     watches = [watching.watch(job_id) for job_id in jobs for _ in range(2)]
     for watch in watches:
@@ -357,7 +359,7 @@ def test_waits_outlast_an_absence_of_the_database(rt: Runtime, make_rt: Callable
     with proxy(rt.settings.database_url) as between:
         settings = load({"DATABASE_URL": between.url(rt.settings.database_url)})
         database = Database(settings.database_url, name="beyond", pool_size=1, patience_s=1)
-        watching = Watcher(database)
+        watching = Watcher(database, 20)
         with watching.watching(job_id, seen=1) as watch:
             assert watch
             between.refuse()
@@ -365,6 +367,28 @@ def test_waits_outlast_an_absence_of_the_database(rt: Runtime, make_rt: Callable
             assert not watch.wait(0.2)
             between.come_back()
             assert watch.wait(20)
+        database.close()
+
+
+def test_a_stream_outlasts_an_absence_of_the_database(rt: Runtime, caller: Caller) -> None:
+    """A client that is told of it would give up for good: an EventSource does, after any answer but a stream."""
+    job_id = queued(rt, caller.service)
+    with proxy(rt.settings.database_url) as between:
+        settings = load({"DATABASE_URL": between.url(rt.settings.database_url)})
+        database = Database(settings.database_url, name="beyond", pool_size=2, patience_s=1)
+        app = create_app(replace(rt, db=database))
+        path = f"/v1/jobs/{job_id}/events"
+        answer = app.test_client().get(path, headers={"Authorization": f"Bearer {caller.key}"})
+        stream: Iterator[Any] = iter(answer.response)
+        assert next(stream).startswith(b"retry: ")
+
+        between.refuse()
+        assert next(stream).startswith(b": ")
+        between.come_back()
+        until(lambda: b"event: job.queued" in next(stream))
+
+        answer.close()
+        app.extensions["watcher"].stop()
         database.close()
 
 

@@ -5,7 +5,7 @@ from flask import Flask
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, from_environment
 from pipeline.web import api, callers, health, problems, webhooks
-from pipeline.web.watcher import Watcher
+from pipeline.web.watcher import Watcher, places
 
 POOL_SIZE = 10
 """Connections of one web process. Many threads share them: a request holds one for a millisecond."""
@@ -22,7 +22,7 @@ def create_app(rt: Runtime | None = None) -> Flask:
     except ConfigError as error:
         raise SystemExit(f"pipeline: {error.detail}") from None  # the server would print a traceback
     app.extensions["runtime"] = rt
-    app.extensions["watcher"] = Watcher(rt.db)
+    app.extensions["watcher"] = Watcher(rt.db, places(rt.settings.web_threads))
     problems.register(app)
     callers.register(app)
     app.register_blueprint(health.bp)

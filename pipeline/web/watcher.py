@@ -19,12 +19,14 @@ from pipeline.threads import Duty
 
 LOOK_EVERY_S = 0.05
 
-PLACES = 256
-"""
-How many may wait at a time in one process, streams included.
 
-The Procfile's web server has 64 threads more than that: whoever waits must never keep a callback from being heard.
-"""
+def places(threads: int) -> int:
+    """
+    How many may wait at a time, streams included, in a web server of so many threads.
+
+    A fifth is left to all other requests: whoever waits must never keep a callback from being heard.
+    """
+    return threads - threads // 5
 
 
 class Watch:
@@ -57,10 +59,10 @@ class Watch:
 class Watcher:
     """The watches of one process. The thread starts with the first, and asks nothing while there are none."""
 
-    def __init__(self, db: Database, places: int = PLACES) -> None:
+    def __init__(self, db: Database, at_most: int) -> None:
         self.stopping = False
         self._db = db
-        self._places = places
+        self._at_most = at_most
         self._watches: set[Watch] = set()
         self._changing = threading.Lock()
         self._duty = Duty("watcher", self.look)
@@ -80,7 +82,7 @@ class Watcher:
         """As `watching`, until `leave` is called."""
         watch = Watch(job_id, seen, only_its_end=only_its_end)
         with self._changing:
-            if self.stopping or len(self._watches) >= self._places:
+            if self.stopping or len(self._watches) >= self._at_most:
                 return None
             self._watches.add(watch)
             if not self._started:
