@@ -215,7 +215,7 @@ def test_a_terminal_shows_ids_whole_and_what_else_there_is_room_for(
         (("enqueue", b"\xff"), "input.prompt: "),
         (("enqueue", "x", "--input", '{"size": 1}'), "input.size: "),
         (("enqueue", "x", "--input", "[]"), "is not a JSON object"),
-        (("enqueue", "x", "--key", ""), "Idempotency-Key: "),
+        (("enqueue", "x", "--key", ""), "idempotency_key: "),
         (("enqueue", "x", "--service", "nobody"), "pipeline services create nobody"),
         (("show", "nonsense"), "is not a job's id"),
         (("show", "01890000-0000-7000-8000-000000000000"), "There is no job"),

@@ -68,7 +68,7 @@ Client("http://127.0.0.1:1", "key").close()
 print(sorted(name for name in sys.modules if name.startswith("pipeline.") and not name.startswith("pipeline.client")))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+    assert (done.stdout.strip(), done.stderr) == ("['pipeline.files']", "")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ FILE = b"a picture" * 100
 def files(request: Request, connection: socket.socket) -> None:
     """Answer as a pipeline that stores nothing, and as its provider."""
     if request.target.startswith("/v1/"):
-        connection.sendall(http(404, {"code": "not_found"}))
+        connection.sendall(http(409, {"code": "not_stored_yet"}, Retry_After="5"))
     else:
         connection.sendall(http(200, FILE))
 
@@ -321,7 +321,8 @@ def test_a_file_comes_from_our_copy_and_else_from_the_provider_who_never_sees_th
             client.download(job, 7, to=tmp_path)
 
         server.handler = in_turn(says(409, {"code": "not_stored_yet"}, Retry_After="0"), says(200, FILE))
-        assert client.download(job, to=tmp_path / "new" / "mine.png").read_bytes() == FILE
+        coming = Job.read(outputs(server, stored=False))
+        assert client.download(coming, to=tmp_path / "new" / "mine.png").read_bytes() == FILE
         server.handler = says(409, {"code": "quarantined"})
         with pytest.raises(Conflict):
             client.download(job, to=tmp_path)

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
@@ -74,6 +75,17 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInput(f"{text!r} is not a JSON object.")
     return value
+
+
+def labels(texts: Sequence[str] | None) -> dict[str, str]:
+    """The metadata in NAME=VALUE texts; else wrong usage."""
+    found = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals or "\x00" in text:
+            raise typer.BadParameter("metadata is given as NAME=VALUE")
+        found[name] = value
+    return found
 
 
 def job_row(rt: Runtime, job_id: UUID) -> Any:

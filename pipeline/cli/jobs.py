@@ -1,12 +1,9 @@
-"""Jobs: hand in, list, show, decide."""
+"""Jobs: list, show, decide."""
 
 import json
-import time
 from typing import Annotated, Any
-from uuid import UUID
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -18,14 +15,13 @@ from pipeline.cli.common import (
     folding_table,
     job_id_of,
     job_row,
-    json_object,
+    labels,
     out,
     plain,
     runtime,
     service_named,
 )
-from pipeline.jobs import FINAL, State
-from pipeline.runtime import Runtime
+from pipeline.jobs import State
 from pipeline.store import lists, reading
 from pipeline.store.lists import Wanted
 
@@ -36,43 +32,6 @@ SPARED = ("created", "service", "model", "settled by", "took", "result", "state"
 BORDERS = 3  # of each column, and one more of the table
 RESULT_ROOM = 15  # less of a result says nothing
 ID_WIDTH = 36 + BORDERS + 1
-
-ENDED = FINAL | {State.EXPIRED}
-
-
-def enqueue(
-    prompt: Annotated[str, typer.Argument(help="What to generate.")],
-    *,
-    service: Annotated[str, typer.Option(help="On whose behalf.")] = "operator",
-    model: Annotated[str | None, typer.Option(help="DEFAULT_MODEL unless given.")] = None,
-    options: Annotated[str, typer.Option("--input", help="More of the model's input, as a JSON object.")] = "{}",
-    priority: Annotated[int, typer.Option(min=-10, max=10)] = 0,
-    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key is the same job.")] = None,
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="So many jobs of the same prompt.")] = 1,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until all have ended; exit status 1 unless completed.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Hand in a job."""
-    from pipeline.lifecycle.accept import accept, check  # noqa: PLC0415 - spares the other commands its imports
-
-    rt = runtime()
-    caller = service_named(rt, service)
-    request = check(
-        {"input": {**json_object(options), "prompt": prompt}, "priority": priority}
-        | ({"model": model} if model else {}),
-        default_model=rt.settings.default_model,
-        catalogue=rt.catalogue(),
-    )
-    ids = [accept(rt, caller, request, key=key and (key if count == 1 else f"{key}-{n}"))[0] for n in range(count)]
-    if not as_json:
-        err.print(f"accepted [bold]{len(ids)}[/bold] job{'s' if len(ids) > 1 else ''}")
-    ended = _wait(rt, ids) if wait else True
-    show_jobs([job_row(rt, job_id) for job_id in ids], as_json=as_json)
-    time.sleep(0.1)  # the nudge leaves from a daemon thread
-    if not ended:
-        raise typer.Exit(1)
 
 
 def jobs(
@@ -95,7 +54,7 @@ def jobs(
         service_ids=[service_named(rt, service, revoked=True).id] if service else None,
         state=state or (State.UNKNOWN if needs_decision else None),
         model=model,
-        metadata=dict(_label(text) for text in metadata or ()),
+        metadata=labels(metadata),
         held=needs_decision,
     )
     rows: list[Any] = []
@@ -161,36 +120,6 @@ def decide(
     else:
         decisions.give_up(rt, job_id)
     err.print(f"the job is {job_row(rt, job_id).state} now")
-
-
-def _label(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals or "\x00" in text:
-        raise typer.BadParameter("metadata is given as NAME=VALUE")
-    return name, value
-
-
-def _wait(rt: Runtime, ids: list[UUID]) -> bool:
-    """Show progress until every job has ended. True when all are completed."""
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=err,
-    )
-    with bar:
-        task = bar.add_task("waiting", total=len(ids))
-        while True:
-            with rt.db.transaction() as tx:
-                now = reading.states(tx, ids)
-            ended = [state for state in now.values() if state in ENDED]
-            tally = ", ".join(f"{list(now.values()).count(state)} {state}" for state in sorted(set(now.values())))
-            bar.update(task, completed=len(ended), description=tally)
-            if len(ended) == len(ids):
-                return set(ended) == {State.COMPLETED}
-            time.sleep(0.2)
 
 
 def show_jobs(rows: Any, *, as_json: bool) -> None:

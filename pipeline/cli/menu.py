@@ -1,5 +1,7 @@
 """The list of commands, each with where it lives: its page is imported when it is called, not when it is listed."""
 
+import inspect
+import re
 from importlib import import_module
 from typing import Any
 
@@ -19,7 +21,7 @@ COMMANDS = {
         "pipeline.cli.doctor",
         "Examine the installation. Exit status 1 when something is not as it should be.",
     ),
-    "enqueue": ("pipeline.cli.jobs", "Hand in a job."),
+    "enqueue": ("pipeline.cli.enqueue", "Hand in jobs: one prompt, or those of a file or of standard input."),
     "jobs": ("pipeline.cli.jobs", "List the newest jobs."),
     "show": ("pipeline.cli.jobs", "Show one job: its attempts, and what happened to it in order."),
     "decide": (
@@ -75,7 +77,8 @@ class Later(TyperCommand):
         if isinstance(found, typer.Typer):
             app.add_typer(found, name=self.name)
         else:
-            app.command(self.name)(found)
+            flowing = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(found) or "")  # a terminal breaks lines itself
+            app.command(self.name, help=flowing)(found)
         return typer.main.get_group(app).commands[self.name]
 
     def make_context(self, *args: Any, **options: Any) -> Any:

@@ -15,10 +15,10 @@ from pipeline.client.address import Address
 from pipeline.client.answers import Event, Job
 from pipeline.client.calls import JobInput
 from pipeline.client.errors import ConnectionFailed
-from pipeline.client.files import WholeFile, place_of
 from pipeline.client.retries import Retries
 from pipeline.client.steps import Call, JobLike, Pause, Reply, Steps
 from pipeline.client.story import Story
+from pipeline.files import WholeFile
 
 T = TypeVar("T")
 
@@ -131,14 +131,14 @@ class AsyncClient:
         """Fetch one output into a file. See `Client.download`."""
         known = job if isinstance(job, Job) else await self.get(job)
         output = calls.output_of(known, index)
-        place = place_of(to, known.id, output)
+        place = calls.place_of(to, known, output)
         for tried in range(1, self._retries.times + 2):
             answer = await self._run(calls.file(known, output, timeout_s, self._retries))
             try:
                 with WholeFile(place) as file:
                     async for piece in answer.aiter_bytes():
                         file.write(piece)
-                    file.check(output.sha256)
+                    calls.check_sum(output, file.sha256)
                 return place
             except (httpx2.RequestError, ConnectionFailed) as error:
                 await self._run(calls.pause_before_another(tried, error, self._retries))

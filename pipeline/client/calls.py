@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from pipeline.client.answers import Job, Output
 from pipeline.client.errors import ApiError, ClientError, ConnectionFailed, NotFound, WaitTimeout
 from pipeline.client.retries import Retries, failure, passing
 from pipeline.client.steps import Call, JobLike, Pause, Steps, ask, decoded, job_in, path_of, prefer
+from pipeline.files import name_of
 
 JobInput = str | Mapping[str, Any]
 """A prompt, or an object."""
@@ -114,6 +116,20 @@ def output_of(job: Job, index: int) -> Output:
     raise NotFound(404, "unknown_output", f"The job {job.id} is {job.state} and has no output {index}.")
 
 
+def place_of(to: str | Path, job: Job, output: Output) -> Path:
+    """Where an output goes: to the file named, or, into a folder, under the job's id and its number."""
+    place = Path(to)
+    if not place.is_dir() and not str(to).endswith("/"):
+        return place
+    return place / name_of(job.id, output.index, output.source_url or output.url, output.content_type)
+
+
+def check_sum(output: Output, sha256: str) -> None:
+    """Compare what was written with what it should be, if that is known."""
+    if output.sha256 not in (None, sha256):
+        raise ConnectionFailed("The file was damaged on its way: its checksum is another one.")
+
+
 def file(job: Job, output: Output, timeout_s: float, retries: Retries) -> Steps[httpx2.Response]:
     """Open one file: the pipeline's copy when that is stored in time, else the provider's original."""
     end = time.monotonic() + timeout_s
@@ -122,11 +138,11 @@ def file(job: Job, output: Output, timeout_s: float, retries: Retries) -> Steps[
         try:
             return (yield from ask(ours, retries))
         except ApiError as error:
-            later = error.code == "not_stored_yet"
-            if not later and error.code != "not_found":  # which it is where nothing is archived
+            if error.code != "not_stored_yet":
                 raise
             pause_s = error.retry_after_s or 1.0
-            if later and time.monotonic() + pause_s < end:
+            coming = output.stored is False  # else nobody stores it
+            if coming and time.monotonic() + pause_s < end:
                 yield Pause(pause_s)
                 continue
             if not output.source_url:

@@ -68,6 +68,16 @@ def accept_lines(rt: Runtime, service: Service, body: bytes, *, key: str | None 
     return ids, added is not None
 
 
+def check_lines(rt: Runtime, service: Service, body: bytes) -> None:
+    """
+    Check the lines of *body* as `accept_lines` does, and store nothing.
+
+    Raises:
+        TooLarge, InvalidInput: As `accept_lines` does.
+    """
+    _checked(rt, service, _decoded(body))
+
+
 def _decoded(body: bytes) -> list[Any]:
     """The JSON value of each line."""
     body = body.rstrip()

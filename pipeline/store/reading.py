@@ -48,6 +48,13 @@ def job(tx: Connection, job_id: UUID, *, service_id: UUID | None = None) -> Any 
     return tx.execute(query).first()
 
 
+def those(tx: Connection, job_ids: Sequence[UUID]) -> list[Any]:
+    """These jobs, in this order."""
+    query = select(*_JOB).join(ServiceRow, ServiceRow.id == JobRow.service_id).where(JobRow.id.in_(job_ids))
+    found = {row.id: row for row in tx.execute(query)}
+    return [found[job_id] for job_id in job_ids if job_id in found]
+
+
 def states(tx: Connection, job_ids: Sequence[UUID]) -> dict[UUID, str]:
     """The state each of these jobs is in."""
     return {row.id: row.state for row in tx.execute(select(JobRow.id, JobRow.state).where(JobRow.id.in_(job_ids)))}

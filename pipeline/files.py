@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all."""
+"""A file that is there whole or not at all, and what it is called."""
 
 import hashlib
 import re
@@ -8,21 +8,15 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from pipeline.client.answers import Output
-from pipeline.client.errors import ConnectionFailed
-
 _ENDINGS = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif", "video/mp4": ".mp4"}
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,5}")
 
 
-def place_of(to: str | Path, job_id: str, output: Output) -> Path:
-    """Where an output goes: to the file named, or, into a folder, under the job's id and its number."""
-    place = Path(to)
-    if not place.is_dir() and not str(to).endswith("/"):
-        return place
-    suffix = PurePosixPath(urlsplit(output.source_url or output.url or "").path).suffix
-    ending = _ENDINGS.get(output.content_type or "") or (suffix if _ENDING.fullmatch(suffix) else "")
-    return place / f"{job_id}-{output.index}{ending}"
+def name_of(job_id: str, index: int, url: str | None, content_type: str | None = None) -> str:
+    """What a job's output is called: after the job and its number, with the ending that it should have."""
+    suffix = PurePosixPath(urlsplit(url or "").path).suffix
+    ending = _ENDINGS.get(content_type or "") or (suffix if _ENDING.fullmatch(suffix) else "")
+    return f"{job_id}-{index}{ending}"
 
 
 class WholeFile:
@@ -43,15 +37,10 @@ class WholeFile:
         self._digest.update(data)
         self._file.write(data)
 
-    def check(self, sha256: str | None) -> None:
-        """
-        Compare what was written with what it should be, if that is known.
-
-        Raises:
-            ConnectionFailed: It is something else.
-        """
-        if sha256 is not None and self._digest.hexdigest() != sha256:
-            raise ConnectionFailed("The file was damaged on its way: its checksum is another one.")
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, in hex."""
+        return self._digest.hexdigest()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
