@@ -43,11 +43,3 @@ def test_a_deployment_under_load_loses_nothing_and_pays_for_nothing_twice(pool: 
 
     assert_harmless(report)
     assert report["processes"] == (6 if pool == "prefork" else 4)
-
-
-def test_the_doctor_says_what_it_offers() -> None:
-    """Without a question it examines nothing."""
-    process = doctor()
-
-    assert process.returncode == 0
-    assert "--deploy-drill" in process.stdout

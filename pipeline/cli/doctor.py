@@ -1,21 +1,18 @@
-"""`pipeline doctor`: is this fit for production? So far one question of it: does a deployment cost a job?"""
+"""`pipeline doctor`: is this fit for its work? The environment is examined; or, in a drill, a deployment."""
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
+from pipeline.cli.common import out, plain, runtime
 from pipeline.errors import ConfigError
-
-OFFER = """
-`pipeline doctor` has one examination so far:
-
-  --deploy-drill    on this machine, with an imitation of the provider: SIGTERM to every process of web, worker and
-                    beat at once, under load; how soon all are gone, and whether a job was lost or paid for twice
-"""
+from pipeline.lifecycle.examine import Finding, Level, examine
 
 
 class Pool(StrEnum):
@@ -27,7 +24,14 @@ class Pool(StrEnum):
 
 def doctor(
     *,
-    deploy_drill: Annotated[bool, typer.Option("--deploy-drill", help="Rehearse a deployment under load.")] = False,
+    deploy_drill: Annotated[
+        bool,
+        typer.Option(
+            "--deploy-drill",
+            help="Rehearse a deployment under load instead, on this machine and with an imitation of the provider: "
+            "SIGTERM to every process at once; how soon all are gone, and whether a job was lost or paid for twice.",
+        ),
+    ] = False,
     pool: Annotated[Pool, typer.Option(help="The workers' pool in the drill.")] = Pool.THREADS,
     jobs: Annotated[int, typer.Option(min=12, max=10_000, help="How many jobs the drill hands in.")] = 200,
     workers: Annotated[int, typer.Option(min=1, max=32, help="How many worker programs.")] = 1,
@@ -37,10 +41,13 @@ def doctor(
     broker_url: Annotated[str | None, typer.Option(help="A broker that runs; else a Valkey is started.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Machine-readable, one JSON value on stdout.")] = False,
 ) -> None:
-    """Examine the installation. Exit status 1 when something is not as it should be."""
+    """
+    Examine the installation. Exit status 1 when something is not as it should be.
+
+    Settings, database, broker, provider, webhooks, models, and whether anybody sweeps: each ok, warn or fail.
+    """
     if not deploy_drill:
-        print(OFFER.strip())
-        return
+        sys.exit(_examine(as_json=json_))
     try:
         from pipeline.embedded import drill  # noqa: PLC0415  # needs the extras `embedded` and `sandbox`
         from pipeline.embedded.supervisor import Stopped, StopSignals  # noqa: PLC0415
@@ -58,3 +65,28 @@ def doctor(
     else:
         drill.show(report)
     sys.exit(1 if report.breaches else 0)
+
+
+def _examine(*, as_json: bool) -> int:
+    found = []
+    for finding in _findings():
+        found.append(finding)
+        if not as_json:
+            mark = Text(f"{finding.level:>6}  ", _STYLES[finding.level])
+            out.print(mark.append(f"{finding.what:10}", "default").append(plain(finding.words)))
+    failed = any(finding.level == Level.FAIL for finding in found)
+    if as_json:
+        print(json.dumps({"fit": not failed, "findings": [asdict(finding) for finding in found]}))
+    return 1 if failed else 0
+
+
+def _findings() -> Iterator[Finding]:
+    try:
+        rt = runtime()
+    except ConfigError as error:
+        yield Finding("settings", Level.FAIL, " ".join(error.detail.split()))
+        return
+    yield from examine(rt)
+
+
+_STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}

@@ -1,0 +1,93 @@
+"""`pipeline doctor`: is this installation fit for its work?"""
+
+import json
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipeline.catalogue import Offer
+from pipeline.embedded.processes import Server
+from pipeline.runtime import Runtime
+from pipeline.sandbox import Sandbox
+from pipeline.store import catalogue
+from tests.factories import MODEL, execute
+from tests.test_cli import run_in
+
+Doctor = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def doctor(rt: Runtime, environ: dict[str, str], valkey: Server) -> Doctor:
+    """Call the doctor to the tests' installation: `doctor("--json", BROKER_URL="")`."""
+
+    def call(*words: str, **changes: str) -> "subprocess.CompletedProcess[str]":
+        return run_in(environ | {"BROKER_URL": valkey.url} | changes, "doctor", *words)
+
+    return call
+
+
+def levels(done: "subprocess.CompletedProcess[str]") -> dict[str, str]:
+    said: Any = json.loads(done.stdout)
+    assert said["fit"] == (done.returncode == 0)
+    return {finding["what"]: finding["level"] for finding in said["findings"]}
+
+
+def test_a_sound_installation_is_found_sound(rt: Runtime, web: str, doctor: Doctor) -> None:
+    """Every line ok, and exit status 0: for a script, and for a person."""
+    with rt.db.transaction() as tx:
+        catalogue.keep(tx, [Offer(MODEL)])
+    execute(rt, "UPDATE account SET swept_at = clock_timestamp()")
+    done = doctor("--json")
+    assert set(levels(done).values()) == {"ok"}, done.stdout
+    assert set(levels(done)) == {
+        *("settings", "database", "schema", "broker", "provider", "webhooks", "models", "account", "sweep")
+    }
+    shown = doctor().stdout
+    assert shown.count("ok") >= 9
+    assert "the balance is" in shown
+
+
+def test_what_is_wrong_is_named_with_what_to_do(rt: Runtime, sandbox: Sandbox, doctor: Doctor) -> None:
+    """All of it at once, not one thing after the other was mended."""
+    with rt.db.transaction() as tx:
+        catalogue.keep(tx, [Offer("openai/dall-e-3")])
+        tx.exec_driver_sql("UPDATE account SET halted_reason = 'key_refused', halted_at = clock_timestamp()")
+    sandbox.faults(revoked=True)
+    done = doctor("--json", BROKER_URL="redis://127.0.0.1:1/0", PUBLIC_URL="")
+    found = levels(done)
+    assert {what for what, level in found.items() if level == "fail"} == {"broker", "provider", "account"}
+    assert {what for what, level in found.items() if level == "warn"} == {"webhooks", "models", "sweep"}
+    assert "DEFAULT_MODEL (openai/dall-e-2) is not in the provider's catalogue" in done.stdout
+    assert "openai/dall-e-3" in done.stdout
+    assert done.returncode == 1
+
+
+def test_settings_and_a_database_that_are_not_there_are_a_finding_each(doctor: Doctor) -> None:
+    """A doctor that falls ill himself helps nobody."""
+    done = doctor("--json", DEADLINE_S="soon")
+    assert (levels(done), done.returncode) == ({"settings": "fail"}, 1)
+    assert "DEADLINE_S" in done.stdout
+    gone = doctor("--json", DATABASE_URL="postgres://nobody:a-password@127.0.0.1:1/none")
+    found = levels(gone)
+    assert (found["database"], found["broker"]) == ("fail", "ok")
+    assert "models" not in found
+
+
+def test_a_database_that_was_never_migrated_is_said(doctor: Doctor, new_database: Callable[[str], str]) -> None:
+    """The commonest mistake of a first day."""
+    done = doctor(DATABASE_URL=new_database("bare"))
+    assert done.returncode == 1
+    assert "pipeline migrate" in done.stdout
+
+
+def test_the_catalogue_that_nobody_read_yet_is_a_warning(doctor: Doctor) -> None:
+    """It is read by the first worker; until then nothing is wrong."""
+    assert levels(doctor("--json"))["models"] == "warn"
+
+
+def test_a_balance_of_nothing_is_a_warning(sandbox: Sandbox, doctor: Doctor) -> None:
+    """The next POST would halt the account."""
+    sandbox.set_balance(0.0)
+    assert levels(doctor("--json"))["provider"] == "warn"
