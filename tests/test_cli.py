@@ -17,11 +17,12 @@ from uuid import UUID
 
 import pytest
 
+from pipeline.catalogue import Offer
 from pipeline.embedded.ports import hold
 from pipeline.jobs import State
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
-from pipeline.store import paces, schema
+from pipeline.store import catalogue, paces, schema
 from pipeline.store.account import halt
 from pipeline.worker import Worker
 from tests.commands import command, start
@@ -98,7 +99,8 @@ def test_a_name_is_taken_once(rt: Runtime, run: Run) -> None:
     assert "rotate" in refusal(run("services", "create", "shop"))
 
     assert service_of(rt, key) == "shop"
-    assert value(run("services", "list", "--json")) == [{"name": "shop", "operator": True, "revoked": False}]
+    (listed,) = value(run("services", "list", "--json"))
+    assert (listed["name"], listed["operator"], listed["revoked"]) == ("shop", True, False)
 
 
 def test_a_rotated_key_ends_the_old_one_and_a_revoked_one_ends_at_once(
@@ -113,7 +115,8 @@ def test_a_rotated_key_ends_the_old_one_and_a_revoked_one_ends_at_once(
 
     assert run("services", "revoke", "shop").returncode == 0
     assert service_of(rt, new["key"]) is None
-    assert value(run("services", "list", "--json")) == [{"name": "shop", "operator": False, "revoked": True}]
+    (listed,) = value(run("services", "list", "--json"))
+    assert (listed["name"], listed["operator"], listed["revoked"]) == ("shop", False, True)
 
 
 @pytest.mark.parametrize(
@@ -440,6 +443,75 @@ def test_budgets_and_prices_are_set_and_shown(run: Run, rt: Runtime, caller: Cal
     assert {one["service"] for one in json.loads(run("budgets", "list", "--json").stdout)} == {"shop"}
     assert run("models", "price", "openai/dall-e-2", "ask").returncode == 0
     assert json.loads(run("models", "list", "--json").stdout) == []
+
+
+def test_a_services_share_limits_and_callbacks_are_set_and_shown(run: Run, rt: Runtime, caller: Caller) -> None:
+    """What is not named stays; 'none' takes a limit away."""
+    done = run(
+        *("services", "set", "shop", "--weight", "3", "--max-in-flight", "20", "--requests-per-minute", "600"),
+        *("--callback-url", "https://shop.example.com/done", "--callback-task", "shop.done@shop"),
+        *("--callback-task", "shop.told"),
+    )
+    assert done.returncode == 0, done.stderr
+    (shown,) = value(run("services", "list", "--json"))
+    assert shown | {"name": "shop"} == {
+        "name": "shop",
+        "operator": False,
+        "revoked": False,
+        "weight": 3,
+        "max_in_flight": 20,
+        "requests_per_minute": 600,
+        "paused_at": None,
+        "callback_url": "https://shop.example.com/done",
+        "callback_tasks": [{"task": "shop.done", "queue": "shop"}, {"task": "shop.told", "queue": "celery"}],
+    }
+    assert run("services", "set", "shop", "--max-in-flight", "none", "--callback-task", "none").returncode == 0
+    (shown,) = value(run("services", "list", "--json"))
+    assert (shown["max_in_flight"], shown["callback_tasks"], shown["weight"]) == (None, [], 3)
+    assert run("services", "pause", "shop").returncode == 0
+    assert "paused" in run("services", "list").stdout
+    since = value(run("services", "list", "--json"))[0]["paused_at"]
+    assert run("services", "pause", "shop").returncode == 0
+    assert value(run("services", "list", "--json"))[0]["paused_at"] == since
+    assert run("services", "resume", "shop").returncode == 0
+    assert value(run("services", "list", "--json"))[0]["paused_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--max-in-flight", "0"), "neither a whole number above 0 nor 'none'"),
+        (("--requests-per-minute", "many"), "neither a whole number above 0 nor 'none'"),
+        (("--callback-url", "ftp://x"), "must be an http:// or https:// address"),
+        (("--callback-task", "pipeline.enqueue@shop"), "call in a circle"),
+        (("--callback-task", "done@pipeline"), "call in a circle"),
+        (("--callback-task", "two words"), "is no task's name"),
+        ((), "say what to change"),
+    ],
+    ids=str,
+)
+def test_what_a_service_cannot_be_set_to_is_said_and_nothing_changed(
+    run: Run, rt: Runtime, caller: Caller, words: tuple[str, ...], said: str
+) -> None:
+    """Half a change is worse than none."""
+    done = run("services", "set", "shop", *(("--weight", "7") if words else ()), *words)
+    assert done.returncode in {1, 2}
+    assert said in done.stderr
+    assert scalar(rt, "SELECT weight FROM services") == 1
+
+
+def test_a_model_is_paused_and_resumed_and_a_mistyped_one_is_not(run: Run, rt: Runtime, caller: Caller) -> None:
+    """A pause of a name that nobody has would hold up nobody."""
+    job_id = queued(rt, caller.service)
+    assert run("models", "pause", "openai/dall-e-2").returncode == 0
+    assert scalar(rt, "SELECT due_at = deadline_at FROM jobs WHERE id = :id", id=job_id)
+    assert "paused since" in run("models", "list").stdout
+    assert run("models", "resume", "openai/dall-e-2").returncode == 0
+    assert scalar(rt, "SELECT due_at < deadline_at FROM jobs WHERE id = :id", id=job_id)
+    with rt.db.transaction() as tx:
+        catalogue.keep(tx, [Offer("openai/dall-e-3")])
+    assert "openai/dall-e-3" in refusal(run("models", "pause", "openai/dalle-3"))
+    assert "Must be a model's id" in refusal(run("models", "pause", "dall-e"))
 
 
 def test_the_budget_of_a_revoked_service_can_still_be_changed_and_ended(run: Run, caller: Caller) -> None:
