@@ -3,7 +3,8 @@ Every exception we raise on purpose, as one tree.
 
     PipelineError
     ├── ConfigError        the environment is wrong; the message names every bad variable
-    ├── Unauthorized (401) · BadSignature (401) · BudgetExceeded (402) · UnknownJob (404) · UnknownOutput (404)
+    ├── Unauthorized (401) · BadSignature (401) · BudgetExceeded (402)
+    ├── UnknownJob (404) · UnknownOutput (404) · UnknownPath (404) · WrongMethod (405)
     ├── MalformedRequest (400) · NotAllowedNow (409) · IdempotencyConflict (409) · NotStoredYet (409)
     ├── TooLarge (413) · InvalidInput (422)
     ├── RateLimited (429) · Unavailable (503) · Busy (503)
@@ -17,11 +18,11 @@ Every exception we raise on purpose, as one tree.
             ├── KeyRefused 401 or 403
             └── NoCredit   the balance does not cover the request
 
-Each error a caller can meet carries an HTTP `status` and a stable `code`; doors turn it into an
-RFC 9457 problem without a `try` of their own.
+Each error a caller can meet carries an HTTP `status`, a stable `code`, and what to do about it; doors turn it into an
+RFC 9457 problem without a `try` of their own. The first line of its docstring is what callers read in the API's pages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -35,11 +36,16 @@ class FieldError:
 
 
 class PipelineError(Exception):
-    """The root: `status` is the HTTP status a door answers with, `code` the stable name callers may test for."""
+    """
+    A fault of ours; it is in the log.
+
+    `status` is the HTTP status a door answers with, `code` the stable name callers may test for.
+    """
 
     status: int = 500
     code: str = "internal_error"
     title: str = "Something went wrong on our side"
+    remedy: str = "Repeat the request with the same `Idempotency-Key`; tell the operator when it stays."
     retry_after_s: float | None = None
 
     def __init__(self, detail: str = "", *, errors: Sequence[FieldError] = ()) -> None:
@@ -61,6 +67,7 @@ class MalformedRequest(PipelineError):
     status = 400
     code = "malformed_request"
     title = "The request cannot be read"
+    remedy = "Send JSON in UTF-8, whole; `detail` says what could not be read."
 
 
 class Unauthorized(PipelineError):
@@ -69,6 +76,7 @@ class Unauthorized(PipelineError):
     status = 401
     code = "unauthorized"
     title = "A valid service key is needed"
+    remedy = "Send `Authorization: Bearer <service key>`. `pipeline services` makes and shows services."
 
 
 class BadSignature(PipelineError):
@@ -77,6 +85,7 @@ class BadSignature(PipelineError):
     status = 401
     code = "bad_signature"
     title = "The signature does not match"
+    remedy = "Sign the raw body with the webhook secret; see the provider's documentation."
 
     def __init__(self, detail: str = "", *, well_formed: bool = False) -> None:
         super().__init__(detail)
@@ -89,6 +98,7 @@ class BudgetExceeded(PipelineError):
     status = 402
     code = "budget_exceeded"
     title = "The budget does not cover this"
+    remedy = "Wait for the next period, or have the operator raise the budget: `pipeline budgets`."
 
 
 class UnknownJob(PipelineError):
@@ -97,6 +107,25 @@ class UnknownJob(PipelineError):
     status = 404
     code = "unknown_job"
     title = "There is no such job"
+    remedy = "Check the id. A service sees its own jobs only."
+
+
+class UnknownPath(PipelineError):
+    """Nothing lives at this address."""
+
+    status = 404
+    code = "not_found"
+    title = "There is nothing at this address"
+    remedy = "Check the path; there is no slash at the end of any."
+
+
+class WrongMethod(PipelineError):
+    """The address is right, the method is not."""
+
+    status = 405
+    code = "method_not_allowed"
+    title = "This address does not take this method"
+    remedy = "Use one of the methods that the header `Allow` names."
 
 
 class UnknownOutput(PipelineError):
@@ -105,6 +134,7 @@ class UnknownOutput(PipelineError):
     status = 404
     code = "unknown_output"
     title = "The job has no such output"
+    remedy = "Read the job: its `outputs` are numbered from 0."
 
 
 class NotStoredYet(PipelineError):
@@ -113,6 +143,7 @@ class NotStoredYet(PipelineError):
     status = 409
     code = "not_stored_yet"
     title = "The output is not stored yet"
+    remedy = "Ask again after `Retry-After` seconds, or take it from its `source_url`."
     retry_after_s = 10.0
 
 
@@ -122,6 +153,7 @@ class NotAllowedNow(PipelineError):
     status = 409
     code = "not_allowed_now"
     title = "The job's state does not allow this"
+    remedy = "Read the job: its `state` says what is possible."
 
 
 class IdempotencyConflict(PipelineError):
@@ -130,6 +162,7 @@ class IdempotencyConflict(PipelineError):
     status = 409
     code = "idempotency_conflict"
     title = "This Idempotency-Key was used with another body"
+    remedy = "Use a new key for a new request; repeat a request exactly as it was."
 
 
 class TooLarge(PipelineError):
@@ -138,6 +171,7 @@ class TooLarge(PipelineError):
     status = 413
     code = "body_too_large"
     title = "The body is too large"
+    remedy = "Send less; `detail` names the limit."
 
 
 class InvalidInput(PipelineError):
@@ -146,6 +180,7 @@ class InvalidInput(PipelineError):
     status = 422
     code = "invalid_input"
     title = "Some fields are wrong"
+    remedy = "Mend each field that `errors` names, and send it again, with the same `Idempotency-Key` if you like."
 
 
 class RateLimited(PipelineError):
@@ -161,11 +196,12 @@ class RateLimited(PipelineError):
 
 
 class Unavailable(PipelineError):
-    """The database cannot be reached: nothing was done, the same request may be sent again."""
+    """The database cannot be reached: nothing was done."""
 
     status = 503
     code = "unavailable"
     title = "Temporarily unavailable"
+    remedy = "Repeat the same request, with the same `Idempotency-Key`, after `Retry-After` seconds."
     retry_after_s = 2.0
 
 
@@ -255,3 +291,24 @@ class NoCredit(AccountBlocked):
     """The balance does not cover the request."""
 
     code = "insufficient_credits"
+
+
+def callers_errors() -> list[type[PipelineError]]:
+    """Every error that a caller of ours can meet, by status and code."""
+    found = [error for error in PipelineError.__subclasses__() if error.status not in {500, ProviderError.status}]
+    return sorted([*found, PipelineError], key=lambda error: (error.status, error.code))
+
+
+FAILURES: Mapping[str, str] = {
+    "content_moderation": "The provider's moderation refused the prompt or picture. The same will be refused again.",
+    "invalid_parameter": "The model refused an option of the input. `message` has the provider's words.",
+    "media_access_failed": "The provider could not load a file that the input names. Check that its address is public.",
+    "generation_failed": "Generating failed at the provider. A retry may succeed.",
+    Rejected.code: "The provider refused the request. `message` has its words; the same will be refused again.",
+    KeyRefused.code: "The account may not use this model. Choose another, or ask the operator.",
+    NotFound.code: "The provider has lost the task, so its outcome cannot be learnt. A retry is a new paid generation.",
+    "given_up": "Nobody could find out what became of the submission, and an operator ended the job.",
+    InvalidInput.code: "Of a job that was queued unchecked: its input is wrong. `message` names each field.",
+    BudgetExceeded.code: "Of a job that was queued unchecked: the budget does not cover it.",
+}
+"""Why a job failed: every `error.code` of a job, with what it means and what to do."""

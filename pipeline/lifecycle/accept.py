@@ -61,6 +61,10 @@ def _time_as_text(value: object) -> object:
     return value
 
 
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # JSON has one kind of number
+
+
 def address(url: str) -> str:
     """An address that may be called back; else a ValueError that says what it must be."""
     try:
@@ -75,17 +79,32 @@ def address(url: str) -> str:
     return url
 
 
+_ADDRESS = {"format": "uri", "maxLength": _MAX_URL, "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"}
+
+
 class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """What a caller asks for."""
 
-    model: StrictStr | None = None
-    input: dict[str, Any]
-    priority: Annotated[StrictInt, Field(ge=-10, le=10)] = 0
-    run_at: Annotated[AwareDatetime, BeforeValidator(_time_as_text)] | None = None
-    deadline_s: Seconds | None = None
-    callback_url: Annotated[StrictStr, AfterValidator(address)] | None = None
-    callback_task: StrictStr | None = None
-    metadata: Annotated[dict[MetadataName, MetadataValue], Field(max_length=_MAX_METADATA)] = {}
+    model: StrictStr | None = Field(None, description="The provider's id of a model; the operator chose the default.")
+    input: dict[str, Any] = Field(description="What the model is asked: its `prompt`, and its own options.")
+    priority: Annotated[StrictInt, BeforeValidator(_whole), Field(ge=-10, le=10)] = Field(
+        0, description="Higher goes first, among the service's own jobs."
+    )
+    run_at: Annotated[AwareDatetime, BeforeValidator(_time_as_text)] | None = Field(
+        None, description="Not before this time, at most 366 days ahead; with a zone. What has passed is now."
+    )
+    deadline_s: Seconds | None = Field(
+        None, description="How many seconds after `run_at` the job expires, unless it has ended."
+    )
+    callback_url: Annotated[StrictStr, AfterValidator(address), Field(json_schema_extra=_ADDRESS)] | None = Field(
+        None, description="Where its owner is told of the end."
+    )
+    callback_task: StrictStr | None = Field(
+        None, description="The name of a Celery task to be told instead, if the service may name it."
+    )
+    metadata: Annotated[dict[MetadataName, MetadataValue], Field(max_length=_MAX_METADATA)] = Field(
+        {}, description="Labels of your own: shown with the job."
+    )
 
 
 def _no_constants(name: str) -> None:

@@ -5,6 +5,7 @@ from flask import Flask
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, from_environment
 from pipeline.web import api, callers, health, problems, webhooks
+from pipeline.web.openapi import pages
 from pipeline.web.watcher import Watcher, places
 
 POOL_SIZE = 10
@@ -25,7 +26,9 @@ def create_app(rt: Runtime | None = None) -> Flask:
     app.extensions["watcher"] = Watcher(rt.db, places(rt.settings.web_threads))
     problems.register(app)
     callers.register(app)
+    app.url_map.merge_slashes = False  # a path with two slashes is a mistake; a redirect is an answer nobody expects
     app.register_blueprint(health.bp)
+    app.register_blueprint(pages.bp)
     app.register_blueprint(webhooks.bp)
     for page in api.BLUEPRINTS:
         app.register_blueprint(page)

@@ -8,6 +8,8 @@ from pipeline.errors import Unavailable
 from pipeline.nudges import Nudger
 from pipeline.runtime import Runtime
 from pipeline.store import account, schema
+from pipeline.web.api import examples, shapes
+from pipeline.web.openapi.calls import Answer, Body, Call, described
 
 bp = Blueprint("health", __name__)
 
@@ -15,12 +17,38 @@ SWEEP_LATE_S = 6 * SWEEP_S
 
 
 @bp.get("/healthz")
+@described(
+    Call(
+        "Is the process alive?",
+        "It answers, whatever else may be wrong: a platform restarts what does not.",
+        tag="Probes",
+        answers=[Answer(200, "It is.", [Body(shapes.Alive, {"alive": {"status": "ok"}})])],
+        needs_key=False,
+    )
+)
 def alive() -> ResponseReturnValue:
     """Say that this process answers; nothing else is asked."""
     return jsonify(status="ok")
 
 
 @bp.get("/readyz")
+@described(
+    Call(
+        "Can it do its work?",
+        "503 only when no request could succeed: without its database, or with a schema older than the code. Otherwise"
+        " `degraded` names what does not work as it should, for a person to see.",
+        tag="Probes",
+        answers=[
+            Answer(
+                200,
+                "It can.",
+                [Body(shapes.Readiness, {"well": {"status": "ok", "degraded": []}, "degraded": examples.DEGRADED})],
+            )
+        ],
+        errors=[Unavailable],
+        needs_key=False,
+    )
+)
 def ready() -> ResponseReturnValue:
     """503 only when no request could succeed: no database, or a schema older than the code. Else what is degraded."""
     rt: Runtime = current_app.extensions["runtime"]

@@ -1,13 +1,14 @@
 """Errors as RFC 9457 problems: one handler for all of them, so that no view has a `try`."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from pipeline import telemetry
-from pipeline.errors import PipelineError, Unauthorized
+from pipeline.errors import MalformedRequest, PipelineError, TooLarge, Unauthorized, UnknownPath, WrongMethod
 
 log = telemetry.get(__name__)
 
@@ -19,27 +20,25 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _unexpected)
 
 
-def problem(status: int, code: str, title: str, detail: str, errors: list[dict[str, Any]] | None = None) -> Response:
-    """An `application/problem+json` answer."""
-    body = {
+def content(error: PipelineError) -> dict[str, Any]:
+    """An error as a problem's JSON."""
+    return {
         "type": "about:blank",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "errors": errors or [],
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "errors": [
+            {"field": found.field, "message": found.message} | ({} if found.line is None else {"line": found.line})
+            for found in error.errors
+        ],
     }
-    return Response(json.dumps(body), status, content_type="application/problem+json")
 
 
 def _ours(error: PipelineError) -> Response:
-    fields = [
-        {"field": found.field, "message": found.message} | ({} if found.line is None else {"line": found.line})
-        for found in error.errors
-    ]
     if error.status >= 500:
         log.warning("request.failed", code=error.code, why=error.detail, route=_route())
-    answer = problem(error.status, error.code, error.title, error.detail, fields)
+    answer = Response(json.dumps(content(error)), error.status, content_type="application/problem+json")
     if error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(round(error.retry_after_s))
     if isinstance(error, Unauthorized):
@@ -47,12 +46,14 @@ def _ours(error: PipelineError) -> Response:
     return answer
 
 
+_OF_FLASK: Mapping[int, type[PipelineError]] = {404: UnknownPath, 405: WrongMethod, 413: TooLarge, 500: PipelineError}
+
+
 def _http(error: HTTPException) -> Response:
-    status = error.code or 500
-    code = error.name.lower().replace(" ", "_")
-    answer = problem(status, code, error.name, error.description or error.name)
+    """Answer what Flask refuses by itself in our own words, so that every code is one of ours."""
+    answer = _ours(_OF_FLASK.get(error.code or 500, MalformedRequest)())
     for name, value in error.get_headers():
-        if name in {"Allow", "Location", "Retry-After"}:
+        if name == "Allow":
             answer.headers[name] = value
     return answer
 

@@ -7,15 +7,35 @@ from flask import Blueprint, Response, jsonify, request
 from flask.typing import ResponseReturnValue
 
 from pipeline import views
-from pipeline.errors import Unavailable, UnknownJob
+from pipeline.errors import (
+    BudgetExceeded,
+    IdempotencyConflict,
+    InvalidInput,
+    MalformedRequest,
+    NotAllowedNow,
+    TooLarge,
+    Unavailable,
+    UnknownJob,
+)
 from pipeline.jobs import TOLD
 from pipeline.lifecycle import again
-from pipeline.lifecycle.accept import accept, check, decode
+from pipeline.lifecycle.accept import JobRequest, accept, check, decode
 from pipeline.runtime import Runtime
 from pipeline.store import reading
 from pipeline.store.services import Service
 from pipeline.web import bodies, waits
+from pipeline.web.api import examples, shapes
 from pipeline.web.callers import caller
+from pipeline.web.openapi.calls import (
+    IDEMPOTENCY_KEY,
+    LOCATION,
+    PREFER,
+    PREFERENCE_APPLIED,
+    Answer,
+    Body,
+    Call,
+    described,
+)
 from pipeline.web.watcher import watcher
 
 bp = Blueprint("jobs", __name__, url_prefix="/v1")
@@ -24,6 +44,26 @@ MAX_BODY_BYTES = 256 * 1024
 
 
 @bp.post("/jobs")
+@described(
+    Call(
+        "Hand in a job",
+        "The job is accepted when this answers: it will be generated once, and paid once. What can be known to be wrong"
+        " is refused here, before anything is paid, with every wrong field by its name.",
+        place=1,
+        parameters=[IDEMPOTENCY_KEY],
+        body=Body(JobRequest, examples.REQUESTS),
+        answers=[
+            Answer(201, "The new job.", [Body(shapes.Job, {"queued": examples.QUEUED})], [LOCATION]),
+            Answer(
+                200,
+                "The job that this key made before, as it is now.",
+                [Body(shapes.Job, {"completed": examples.COMPLETED})],
+                [LOCATION],
+            ),
+        ],
+        errors=[MalformedRequest, BudgetExceeded, IdempotencyConflict, TooLarge, InvalidInput],
+    )
+)
 def create_job() -> ResponseReturnValue:
     """Accept a job: 201, or 200 when its Idempotency-Key was seen before. `Prefer: wait=N` waits for its end."""
     rt, service = caller()
@@ -36,6 +76,26 @@ def create_job() -> ResponseReturnValue:
 
 
 @bp.get("/jobs/<job_id>")
+@described(
+    Call(
+        "Read a job",
+        "The job as it is now. To learn of its end, have it tell you or wait, rather than reading it again and again.",
+        place=3,
+        answers=[
+            Answer(
+                200,
+                "The job.",
+                [
+                    Body(
+                        shapes.Job,
+                        {"completed": examples.COMPLETED, "failed": examples.FAILED, "queued": examples.QUEUED},
+                    )
+                ],
+            )
+        ],
+        errors=[UnknownJob],
+    )
+)
 def get_job(job_id: str) -> ResponseReturnValue:
     """One job. `Prefer: wait=N` waits for its end."""
     rt, service = caller()

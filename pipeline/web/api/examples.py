@@ -1,0 +1,87 @@
+"""Examples of what the API takes and answers. A test sends or checks each of them."""
+
+from typing import Any
+
+from pipeline.errors import FieldError, InvalidInput, PipelineError
+
+JOB_ID = "019a8f3e-5b1c-7d20-9c4e-3a7b5d1f2e60"
+
+REQUESTS: dict[str, Any] = {
+    "a prompt is enough": {"input": {"prompt": "a lighthouse in a storm, oil on canvas"}},
+    "with everything": {
+        "model": "openai/dall-e-2",
+        "input": {"prompt": "a lighthouse in a storm, oil on canvas", "enable_base64_output": False},
+        "priority": 5,
+        "run_at": "2026-01-31T12:00:00Z",
+        "deadline_s": 900,
+        "callback_url": "https://shop.example.com/hooks/pictures",
+        "metadata": {"order": "4711"},
+    },
+}
+
+QUEUED: dict[str, Any] = {
+    "id": JOB_ID,
+    "state": "queued",
+    "model": "openai/dall-e-2",
+    "input": {"prompt": "a lighthouse in a storm, oil on canvas"},
+    "outputs": [],
+    "error": None,
+    "service": "shop",
+    "metadata": {"order": "4711"},
+    "priority": 5,
+    "run_at": "2026-01-31T12:00:00Z",
+    "deadline_at": "2026-01-31T13:00:00Z",
+    "attempts": 0,
+    "prediction_id": None,
+    "needs_decision": None,
+    "settled_by": None,
+    "created_at": "2026-01-31T12:00:00Z",
+    "submitted_at": None,
+    "finished_at": None,
+    "outputs_expire_at": None,
+    "timings": {"queued_ms": None, "provider_ms": None, "inference_ms": None, "total_ms": None},
+    "price": 0.02,
+    "retry_of": None,
+    "links": {"self": f"/v1/jobs/{JOB_ID}"},
+}
+
+_SUBMITTED = QUEUED | {
+    "attempts": 1,
+    "prediction_id": "d1a5f27c9b3e4860a1c2e3f405162738",
+    "settled_by": "webhook",
+    "submitted_at": "2026-01-31T12:00:00.250Z",
+    "finished_at": "2026-01-31T12:00:09.100Z",
+    "timings": {"queued_ms": 250, "provider_ms": 8850, "inference_ms": 8421, "total_ms": 9100},
+}
+
+COMPLETED: dict[str, Any] = _SUBMITTED | {
+    "state": "completed",
+    "outputs": [
+        {
+            "index": 0,
+            "url": "https://cdn.example.com/predictions/d1a5f27c9b3e4860a1c2e3f405162738/1.png",
+            "source_url": "https://cdn.example.com/predictions/d1a5f27c9b3e4860a1c2e3f405162738/1.png",
+            "nsfw": False,
+        }
+    ],
+    "outputs_expire_at": "2026-02-07T12:00:09.100Z",
+}
+
+FAILED: dict[str, Any] = _SUBMITTED | {
+    "state": "failed",
+    "error": {
+        "code": "content_moderation",
+        "message": "The content contains sensitive information.",
+        "provider_code": 1200,
+    },
+}
+
+DEGRADED = {
+    "status": "ok",
+    "degraded": [{"what": "sweep", "why": "last run 40 s ago; is a worker with its beat running?"}],
+}
+
+PROBLEMS: dict[type[PipelineError], PipelineError] = {
+    InvalidInput: InvalidInput(errors=[FieldError("input.prompt", "Is required.")]),
+}
+"""What a problem looks like, where there is more to see than its title."""

@@ -1,0 +1,125 @@
+"""
+What the API answers, as models: `views` makes the answers, these describe them, and tests hold the two together.
+
+A client should ignore fields that it does not know: others may be added in version 1, and none is taken away.
+"""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, Field
+
+from pipeline.errors import FAILURES
+from pipeline.jobs import State, Via
+
+Milliseconds = Annotated[int, Field(ge=0)]
+Code = Annotated[str, Field(json_schema_extra={"enum": sorted(FAILURES)})]
+
+
+class Output(BaseModel):
+    """One result of a job, in the provider's order."""
+
+    index: int = Field(ge=0)
+    url: str | None = Field(description="Where to download it. `null` for a result that is no file: see `value`.")
+    source_url: str | None = Field(description="Where the provider keeps it, for seven days.")
+    nsfw: bool | None = Field(description="Whether the provider flagged it; `null` when it does not say.")
+    value: Any = Field(default=None, description="A result that is no file, such as a text. Absent otherwise.")
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: Code = Field(description="One of a stable list.")
+    message: str = Field(description="For people; often the provider's own words.")
+    provider_code: int | str | None = Field(description="The provider's own code, if it gave one.")
+
+
+class NeedsDecision(BaseModel):
+    """A job whose submission got lost, and that a person has to decide about: see `pipeline decide`."""
+
+    since: AwareDatetime
+    reason: str | None
+
+
+class Timings(BaseModel):
+    """How long it took, in milliseconds; `null` while it is not known."""
+
+    queued_ms: Milliseconds | None = Field(description="From `run_at` to the submission.")
+    provider_ms: Milliseconds | None = Field(description="From the submission to the end.")
+    inference_ms: Milliseconds | None = Field(description="Of that, what the model took, as the provider says.")
+    total_ms: Milliseconds | None = Field(description="From the request to the end.")
+
+
+class Links(BaseModel):
+    """Addresses of the job's own."""
+
+    this: str = Field(alias="self", description="The job.")
+
+
+class Job(BaseModel):
+    """One generation: asked for, paid once, and what became of it."""
+
+    id: UUID
+    state: State = Field(
+        description="`completed`, `failed` and `cancelled` are final; an `expired` job may still get its result."
+    )
+    model: str
+    input: dict[str, Any] = Field(description="What the model was asked, as it was sent.")
+    outputs: list[Output]
+    error: JobError | None = Field(description="Why it failed; `null` unless it did.")
+    service: str = Field(description="Whose job it is.")
+    metadata: dict[str, str] = Field(description="The caller's own labels.")
+    priority: int = Field(ge=-10, le=10)
+    run_at: AwareDatetime = Field(description="Not submitted before.")
+    deadline_at: AwareDatetime = Field(description="Then it expires.")
+    attempts: int = Field(ge=0, description="How often it was submitted.")
+    prediction_id: str | None = Field(description="The provider's id of the task.")
+    needs_decision: NeedsDecision | None
+    settled_by: Via | None = Field(description="How its outcome was learnt.")
+    created_at: AwareDatetime
+    submitted_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+    outputs_expire_at: AwareDatetime | None = Field(description="Until when the provider keeps the outputs.")
+    timings: Timings
+    price: float | None = Field(ge=0, description="In USD, as reserved or paid; `null` while it is not known.")
+    retry_of: UUID | None = Field(description="The job that this one repeats.")
+    links: Links
+
+
+class FieldProblem(BaseModel):
+    """One thing wrong with one field."""
+
+    field: str = Field(description="Its dotted path in the body, or the name of the header or parameter.")
+    message: str = Field(description="What to do about it.")
+    line: int | None = Field(default=None, ge=1, description="The line of a batch. Absent otherwise.")
+
+
+class Problem(BaseModel):
+    """Every error, as RFC 9457 has it. Test for `code`: it is stable, the words are not."""
+
+    type: str
+    title: str
+    status: int = Field(ge=400, le=599)
+    detail: str = Field(description="What went wrong this time, and what to do.")
+    code: str = Field(description="The stable name of what went wrong.")
+    errors: list[FieldProblem] = Field(description="Every wrong field, all of them at once.")
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: str = Field(json_schema_extra={"const": "ok"})
+
+
+class Degradation(BaseModel):
+    """Something that does not work as it should, while requests still succeed."""
+
+    what: str = Field(description="The part that suffers, such as `broker`, `account` or `sweep`.")
+    why: str
+
+
+class Readiness(BaseModel):
+    """The process can do its work; *degraded* names what cannot."""
+
+    status: str = Field(json_schema_extra={"const": "ok"})
+    degraded: list[Degradation]
