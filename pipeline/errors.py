@@ -189,6 +189,7 @@ class RateLimited(PipelineError):
     status = 429
     code = "rate_limited"
     title = "Too many requests"
+    remedy = "Wait for `Retry-After` seconds; `RateLimit` says how many requests are left. A batch is one request."
 
     def __init__(self, detail: str = "", *, retry_after_s: float) -> None:
         super().__init__(detail)
@@ -206,11 +207,12 @@ class Unavailable(PipelineError):
 
 
 class Busy(PipelineError):
-    """So many wait already that one more could keep others from being heard."""
+    """So many wait at this server that one more could keep others from being heard."""
 
     status = 503
     code = "busy"
     title = "Too many wait already"
+    remedy = "Come back after `Retry-After` seconds, or read the job now and then."
     retry_after_s = 5.0
 
 

@@ -1,9 +1,10 @@
 """The description of the API is true: it names all there is and nothing else, and what it shows works."""
 
-import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from pipeline.jobs import State
 from pipeline.runtime import Runtime
 from pipeline.web import create_app
 from pipeline.web.api import examples, shapes
-from pipeline.web.openapi.calls import JSON
+from pipeline.web.openapi.calls import EVENTS, JSON
+from pipeline.worker import Worker
 from tests.conftest import Caller
-from tests.factories import execute, placed, processing, queued
+from tests.factories import execute, placed, processing, queued, swept
 from tests.http import Answer, get, post, request
 
 Document = dict[str, Any]
@@ -139,7 +141,6 @@ def test_every_error_stands_with_a_call(document: Document) -> None:
     assert answered == {error.code for error in callers_errors()} - {
         "method_not_allowed",
         "bad_signature",
-        "not_allowed_now",
     }
 
 
@@ -151,6 +152,10 @@ def test_every_reason_why_a_job_fails_is_explained() -> None:
 
 
 # What it shows works
+
+
+def waiting(rt: Runtime, caller: Caller) -> Any:
+    return queued(rt, caller.service, run_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
 
 
 def ended(rt: Runtime, caller: Caller) -> Any:
@@ -197,12 +202,27 @@ def fits(shape: type[BaseModel], answer: Answer) -> bool:
 def test_jobs_read_as_they_are_described(rt: Runtime, web: str, caller: Caller) -> None:
     """In every condition that fills other fields."""
     made = [placed(rt, caller.service, state) for state in State if state is not State.FAILED]
+    made += [held(rt, caller)]
     execute(rt, "UPDATE jobs SET error = NULL")
     made += [queued(rt, caller.service, metadata={"order": "1"}), ended(rt, caller), failed(rt, caller)]
-    made += [held(rt, caller)]
 
     for job_id in made:
         assert fits(shapes.Job, get(f"{web}/v1/jobs/{job_id}", key=caller.key))
+
+
+def test_what_comes_in_many_reads_as_it_is_described(rt: Runtime, web: str, caller: Caller) -> None:
+    """Pages, batches, and events: as a list, and each one of a stream."""
+    job_id = ended(rt, caller)
+
+    assert fits(shapes.JobList, get(f"{web}/v1/jobs", key=caller.key))
+    assert fits(shapes.Batch, post(f"{web}/v1/jobs/batch", examples.BATCH.encode(), key=caller.key))
+    url = f"{web}/v1/jobs/{job_id}/events"
+    assert fits(shapes.EventList, request("GET", url, None, {"Accept": JSON}, key=caller.key))
+    stream = get(url, key=caller.key)
+    assert stream.headers["content-type"] == EVENTS
+    sent = [line.removeprefix("data: ") for line in stream.body.decode().splitlines() if line.startswith("data: ")]
+    events = [shapes.Event.model_validate_json(one, extra="forbid") for one in sent]
+    assert [event.job is not None for event in events] == [False] * (len(events) - 1) + [True]
 
 
 def test_problems_and_probes_read_as_they_are_described(rt: Runtime, web: str, caller: Caller) -> None:
@@ -215,26 +235,41 @@ def test_problems_and_probes_read_as_they_are_described(rt: Runtime, web: str, c
 
 NEEDS: Mapping[str, Callable[[Runtime, Caller], Any]] = {
     "get_job": ended,
+    "stream_events": ended,
+    "cancel_job": waiting,
+    "retry_job": ended,
 }
 """The job that an example's id must stand for, if it is to work."""
 
 
-def test_every_command_works(rt: Runtime, web: str, caller: Caller, document: Document) -> None:
+def test_every_command_works(
+    rt: Runtime, web: str, caller: Caller, document: Document, start_worker: Callable[..., Worker]
+) -> None:
     """They are copied before anything else is read."""
-    environ = {**os.environ, "PIPELINE_URL": web, "PIPELINE_KEY": caller.key}
+    commands = []
     for _, path, operation in operations(document):
         for sample in operation["x-codeSamples"]:
             command = sample["source"]
             if "{job_id}" in path:
                 assert examples.JOB_ID in command
                 command = command.replace(examples.JOB_ID, str(NEEDS[operation["operationId"]](rt, caller)))
-            done = subprocess.run(
-                ["sh", "-c", command], env=environ, capture_output=True, text=True, timeout=60, check=False
-            )
-            assert done.returncode == 0, (command, done.stdout, done.stderr)
-            assert {"200", "201", "204"} & operation["responses"].keys()
-            if JSON in operation["responses"].get("200", {}).get("content", {}):
-                assert json.loads(done.stdout)
+            commands.append(command)
+    worker = start_worker()
+
+    with ThreadPoolExecutor(len(commands)) as threads:
+        running = [threads.submit(shell, command, PIPELINE_URL=web, PIPELINE_KEY=caller.key) for command in commands]
+        swept(worker, lambda: all(one.done() for one in running))
+
+    for one in running:
+        done = one.result()
+        assert done.returncode == 0, (done.args, done.stdout, done.stderr)
+        assert done.stdout
+
+
+def shell(command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", command], env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 # The pages

@@ -3,14 +3,17 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from flask import Blueprint, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from pipeline.errors import Unavailable
-from pipeline.lifecycle.batch import accept_lines
+from pipeline.errors import BudgetExceeded, IdempotencyConflict, InvalidInput, MalformedRequest, TooLarge, Unavailable
+from pipeline.lifecycle.batch import MAX_LINES, accept_lines
 from pipeline.web import bodies
+from pipeline.web.api import examples, shapes
 from pipeline.web.callers import caller
+from pipeline.web.openapi.calls import IDEMPOTENCY_KEY, NDJSON, Answer, Body, Call, described
 
 bp = Blueprint("batch", __name__, url_prefix="/v1")
 
@@ -59,6 +62,34 @@ room = Room(ROOM_BYTES)
 
 
 @bp.post("/jobs/batch")
+@described(
+    Call(
+        "Hand in many jobs",
+        f"One job a line, at most {MAX_LINES:,} lines and 32 MiB; all are accepted, or none. `errors` names line and"
+        " field of whatever is wrong.",
+        place=2,
+        parameters=[replace(IDEMPOTENCY_KEY, example="orders-of-today")],
+        body=Body(
+            {"type": "string", "description": "Newline-delimited JSON: one object a line."},
+            {"two jobs": examples.BATCH},
+            NDJSON,
+            item=shapes.BatchLine,
+        ),
+        answers=[
+            Answer(
+                201,
+                "The new jobs. A line whose key made a job before stands for that job.",
+                [Body(shapes.Batch, {"two jobs": examples.STORED})],
+            ),
+            Answer(
+                200,
+                "The jobs that this key made before.",
+                [Body(shapes.Batch, {"two jobs": examples.STORED})],
+            ),
+        ],
+        errors=[MalformedRequest, BudgetExceeded, IdempotencyConflict, TooLarge, InvalidInput],
+    )
+)
 def create_jobs() -> ResponseReturnValue:
     """Accept all the jobs of an NDJSON body, or none: 201 and their ids; 200 when its Idempotency-Key was seen."""
     rt, service = caller()

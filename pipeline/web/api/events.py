@@ -16,13 +16,13 @@ from pipeline.jobs import TOLD
 from pipeline.runtime import Runtime
 from pipeline.store import reading
 from pipeline.store.services import Service
+from pipeline.web.api import examples, shapes
 from pipeline.web.api.jobs import id_of
 from pipeline.web.callers import caller
+from pipeline.web.openapi.calls import EVENTS, Answer, Body, Call, Header, Parameter, described
 from pipeline.web.watcher import Watch, Watcher, watcher
 
 bp = Blueprint("events", __name__, url_prefix="/v1")
-
-STREAM = "text/event-stream"
 
 HEARTBEAT_S = 15.0
 """How often something is sent: Heroku's router gives up a stream that is silent for 55 s. A client's end is seen so."""
@@ -38,7 +38,41 @@ DATABASE_AWAY_S = 1.0
 _SEQ = re.compile("[0-9]{1,9}")
 
 
+_SEQ_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+
+
 @bp.get("/jobs/<job_id>/events")
+@described(
+    Call(
+        "Follow a job",
+        "Server-sent events: what has happened to the job, and what happens, as it happens; the stream ends with the"
+        " job. The last event carries the job. A browser's `EventSource` reconnects by itself, and misses nothing. With"
+        " `Accept: application/json` the answer is what has happened so far.",
+        place=5,
+        parameters=[
+            Parameter("Last-Event-ID", "header", "Go on after the event of this `id`.", _SEQ_SCHEMA),
+            Parameter("after", "query", "The same, for clients that cannot send the header, which wins.", _SEQ_SCHEMA),
+        ],
+        answers=[
+            Answer(
+                200,
+                "The events.",
+                [
+                    Body(
+                        {"type": "string", "description": "Server-sent events; `data` of each is an event as JSON."},
+                        {"two events": examples.STREAM},
+                        EVENTS,
+                        item=shapes.Event,
+                    ),
+                    Body(shapes.EventList, {"two events": examples.EVENTS}),
+                ],
+                [Header("Cache-Control", "Streams are never stored.", {"type": "string"})],
+            ),
+            Answer(204, "The job has ended, and all its events were sent before: a client need not come back."),
+        ],
+        errors=[UnknownJob, InvalidInput, Busy],
+    )
+)
 def stream_events(job_id: str) -> ResponseReturnValue:
     """
     The events of a job, until it has ended, each once; those after `Last-Event-ID` only.
@@ -49,7 +83,7 @@ def stream_events(job_id: str) -> ResponseReturnValue:
     rt, service = caller()
     known = id_of(job_id)
     after = _after()
-    wants_json = request.accept_mimetypes.best_match([STREAM, "application/json"]) == "application/json"
+    wants_json = request.accept_mimetypes.best_match([EVENTS, "application/json"]) == "application/json"
     job, events = _read(rt, service, known, after)
     if wants_json:
         return jsonify(items=[_event(known, event) for event in events])
@@ -58,7 +92,7 @@ def stream_events(job_id: str) -> ResponseReturnValue:
     watches = watcher()
     if (watch := watches.watch(known, seen=job.last_seq)) is None:
         raise Busy("Too many wait at this server already: ask again, or ask for the job instead.")
-    answer = Response(_stream(rt, service, watches, watch, after), content_type=STREAM)
+    answer = Response(_stream(rt, service, watches, watch, after), content_type=EVENTS)
     answer.call_on_close(lambda: watches.leave(watch))
     answer.headers["Cache-Control"] = "no-cache"
     answer.headers["X-Accel-Buffering"] = "no"  # nginx would keep events back
@@ -67,12 +101,11 @@ def stream_events(job_id: str) -> ResponseReturnValue:
 
 def _after() -> int:
     """The event after which to go on; a client that comes back sends the header, whatever its first address said."""
-    name, text = "Last-Event-ID", request.headers.get("Last-Event-ID")
-    if not text:
-        name, text = "after", request.args.get("after", "0")
-    if not _SEQ.fullmatch(text):
-        raise InvalidInput(errors=[FieldError(name, "Must be the id of an event of this job: a whole number.")])
-    return int(text)
+    said = {"after": request.args.get("after", "0"), "Last-Event-ID": request.headers.get("Last-Event-ID") or "0"}
+    message = "Must be the id of an event of this job: a whole number."
+    if wrong := [FieldError(name, message) for name, text in said.items() if not _SEQ.fullmatch(text)]:
+        raise InvalidInput(errors=wrong)
+    return int(request.headers.get("Last-Event-ID") or said["after"])
 
 
 def _stream(rt: Runtime, service: Service, watches: Watcher, watch: Watch, after: int) -> Iterator[str]:

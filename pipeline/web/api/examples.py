@@ -1,10 +1,12 @@
 """Examples of what the API takes and answers. A test sends or checks each of them."""
 
+import json
 from typing import Any
 
-from pipeline.errors import FieldError, InvalidInput, PipelineError
+from pipeline.errors import FieldError, InvalidInput, NotAllowedNow, PipelineError, RateLimited
 
 JOB_ID = "019a8f3e-5b1c-7d20-9c4e-3a7b5d1f2e60"
+RETRY_ID = "019a8f40-7f11-7a3c-8d52-1be06c9a4d17"
 
 REQUESTS: dict[str, Any] = {
     "a prompt is enough": {"input": {"prompt": "a lighthouse in a storm, oil on canvas"}},
@@ -42,7 +44,23 @@ QUEUED: dict[str, Any] = {
     "timings": {"queued_ms": None, "provider_ms": None, "inference_ms": None, "total_ms": None},
     "price": 0.02,
     "retry_of": None,
-    "links": {"self": f"/v1/jobs/{JOB_ID}"},
+    "links": {name: f"/v1/jobs/{JOB_ID}/{name}" for name in ("events", "evidence", "cancel")}
+    | {"self": f"/v1/jobs/{JOB_ID}"},
+}
+
+CANCELLED = QUEUED | {
+    "state": "cancelled",
+    "finished_at": "2026-01-31T12:00:03Z",
+    "timings": {"queued_ms": None, "provider_ms": None, "inference_ms": None, "total_ms": 3000},
+    "links": {name: f"/v1/jobs/{JOB_ID}/{name}" for name in ("events", "evidence", "retry")}
+    | {"self": f"/v1/jobs/{JOB_ID}"},
+}
+
+AGAIN = QUEUED | {
+    "id": RETRY_ID,
+    "retry_of": JOB_ID,
+    "links": {name: f"/v1/jobs/{RETRY_ID}/{name}" for name in ("events", "evidence", "cancel")}
+    | {"self": f"/v1/jobs/{RETRY_ID}"},
 }
 
 _SUBMITTED = QUEUED | {
@@ -52,6 +70,7 @@ _SUBMITTED = QUEUED | {
     "submitted_at": "2026-01-31T12:00:00.250Z",
     "finished_at": "2026-01-31T12:00:09.100Z",
     "timings": {"queued_ms": 250, "provider_ms": 8850, "inference_ms": 8421, "total_ms": 9100},
+    "links": CANCELLED["links"],
 }
 
 COMPLETED: dict[str, Any] = _SUBMITTED | {
@@ -61,7 +80,14 @@ COMPLETED: dict[str, Any] = _SUBMITTED | {
             "index": 0,
             "url": "https://cdn.example.com/predictions/d1a5f27c9b3e4860a1c2e3f405162738/1.png",
             "source_url": "https://cdn.example.com/predictions/d1a5f27c9b3e4860a1c2e3f405162738/1.png",
+            "content_type": None,
+            "bytes": None,
+            "sha256": None,
+            "width": None,
+            "height": None,
             "nsfw": False,
+            "review": None,
+            "stored": False,
         }
     ],
     "outputs_expire_at": "2026-02-07T12:00:09.100Z",
@@ -76,12 +102,38 @@ FAILED: dict[str, Any] = _SUBMITTED | {
     },
 }
 
+BATCH = """\
+{"input": {"prompt": "a lighthouse at dawn"}, "idempotency_key": "order-4711-dawn"}
+{"input": {"prompt": "a lighthouse at dusk"}, "priority": 5, "metadata": {"order": "4711"}}
+"""
+
+STORED = {"count": 2, "ids": [JOB_ID, RETRY_ID]}
+
+_EVENTS: list[dict[str, Any]] = [
+    {"job_id": JOB_ID, "seq": 1, "at": "2026-01-31T12:00:00Z", "kind": "job.queued", "data": {}},
+    {
+        "job_id": JOB_ID,
+        "seq": 2,
+        "at": "2026-01-31T12:00:00.200Z",
+        "kind": "job.submitting",
+        "data": {"from": "queued", "attempt": 1},
+    },
+]
+
+EVENTS = {"items": _EVENTS}
+
+STREAM = "retry: 1000\n\n" + "".join(
+    f"id: {event['seq']}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n" for event in _EVENTS
+)
+
 DEGRADED = {
     "status": "ok",
     "degraded": [{"what": "sweep", "why": "last run 40 s ago; is a worker with its beat running?"}],
 }
 
 PROBLEMS: dict[type[PipelineError], PipelineError] = {
+    NotAllowedNow: NotAllowedNow("The job has ended: it is completed. Only a queued job can be cancelled."),
+    RateLimited: RateLimited("shop may make 600 requests a minute; see Retry-After.", retry_after_s=2.0),
     InvalidInput: InvalidInput(errors=[FieldError("input.prompt", "Is required.")]),
 }
 """What a problem looks like, where there is more to see than its title."""

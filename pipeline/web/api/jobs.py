@@ -1,6 +1,7 @@
 """One job: hand it in, read it, cancel it, try it again."""
 
 from contextlib import suppress
+from dataclasses import replace
 from uuid import UUID
 
 from flask import Blueprint, Response, jsonify, request
@@ -50,15 +51,20 @@ MAX_BODY_BYTES = 256 * 1024
         "The job is accepted when this answers: it will be generated once, and paid once. What can be known to be wrong"
         " is refused here, before anything is paid, with every wrong field by its name.",
         place=1,
-        parameters=[IDEMPOTENCY_KEY],
+        parameters=[IDEMPOTENCY_KEY, PREFER],
         body=Body(JobRequest, examples.REQUESTS),
         answers=[
-            Answer(201, "The new job.", [Body(shapes.Job, {"queued": examples.QUEUED})], [LOCATION]),
+            Answer(
+                201,
+                "The new job; with `Prefer: wait`, as it has become.",
+                [Body(shapes.Job, {"queued": examples.QUEUED, "waited for": examples.COMPLETED})],
+                [LOCATION, PREFERENCE_APPLIED],
+            ),
             Answer(
                 200,
                 "The job that this key made before, as it is now.",
                 [Body(shapes.Job, {"completed": examples.COMPLETED})],
-                [LOCATION],
+                [LOCATION, PREFERENCE_APPLIED],
             ),
         ],
         errors=[MalformedRequest, BudgetExceeded, IdempotencyConflict, TooLarge, InvalidInput],
@@ -80,7 +86,8 @@ def create_job() -> ResponseReturnValue:
     Call(
         "Read a job",
         "The job as it is now. To learn of its end, have it tell you or wait, rather than reading it again and again.",
-        place=3,
+        place=4,
+        parameters=[PREFER],
         answers=[
             Answer(
                 200,
@@ -91,6 +98,7 @@ def create_job() -> ResponseReturnValue:
                         {"completed": examples.COMPLETED, "failed": examples.FAILED, "queued": examples.QUEUED},
                     )
                 ],
+                [PREFERENCE_APPLIED],
             )
         ],
         errors=[UnknownJob],
@@ -103,6 +111,16 @@ def get_job(job_id: str) -> ResponseReturnValue:
 
 
 @bp.post("/jobs/<job_id>/cancel")
+@described(
+    Call(
+        "Cancel a job",
+        "Takes a queued job back: it is never paid. Once it was submitted it cannot be cancelled, since the provider"
+        " has no way to do so. To cancel a cancelled job is fine.",
+        place=6,
+        answers=[Answer(200, "The job, cancelled.", [Body(shapes.Job, {"cancelled": examples.CANCELLED})])],
+        errors=[UnknownJob, NotAllowedNow],
+    )
+)
 def cancel_job(job_id: str) -> ResponseReturnValue:
     """Cancel a queued job: 200 and the job, cancelled by this call or by an earlier one."""
     rt, service = caller()
@@ -111,6 +129,24 @@ def cancel_job(job_id: str) -> ResponseReturnValue:
 
 
 @bp.post("/jobs/<job_id>/retry")
+@described(
+    Call(
+        "Retry a job",
+        "Hands in a new job like one that has ended; it is paid anew. The new one names the old one in `retry_of`.",
+        place=7,
+        parameters=[replace(IDEMPOTENCY_KEY, example="order-4711-again")],
+        answers=[
+            Answer(201, "The new job.", [Body(shapes.Job, {"queued": examples.AGAIN})], [LOCATION]),
+            Answer(
+                200,
+                "The retry that this key made before, as it is now.",
+                [Body(shapes.Job, {"queued": examples.AGAIN})],
+                [LOCATION],
+            ),
+        ],
+        errors=[UnknownJob, NotAllowedNow, InvalidInput, IdempotencyConflict, BudgetExceeded],
+    )
+)
 def retry_job(job_id: str) -> ResponseReturnValue:
     """Accept a new job like one that has ended: 201 and the new one; 200 when its Idempotency-Key was seen before."""
     rt, service = caller()

@@ -15,7 +15,9 @@ from pipeline.runtime import Runtime
 from pipeline.store import lists, services
 from pipeline.store.lists import Wanted
 from pipeline.store.services import Service
+from pipeline.web.api import examples, shapes
 from pipeline.web.callers import caller
+from pipeline.web.openapi.calls import Answer, Body, Call, Parameter, described
 
 bp = Blueprint("lists", __name__, url_prefix="/v1")
 
@@ -28,7 +30,56 @@ KNOWN = ("state", "model", "after", "limit", "service", "metadata.NAME")
 _LIMIT = re.compile("[0-9]{1,3}")
 
 
+_FILTERS = [
+    Parameter("state", "query", "Only jobs in this state.", {"type": "string", "enum": list(State)}, "completed"),
+    Parameter("model", "query", "Only jobs for this model.", {"type": "string", "maxLength": 200}, "openai/dall-e-2"),
+    Parameter(
+        "metadata",
+        "query",
+        "Only jobs that carry this label: `metadata.order=4711`. Several must all be carried.",
+        {
+            "type": "object",
+            "propertyNames": {"pattern": r"^metadata\..+"},
+            "additionalProperties": {"type": "string"},
+            "maxProperties": MAX_LABELS,
+        },
+        {"metadata.order": "4711"},
+        {"style": "form", "explode": True},
+    ),
+    Parameter(
+        "after",
+        "query",
+        "Go on where a page ended: its `next`, unchanged.",
+        {"type": "string", "pattern": "^[A-Za-z0-9_-]{21}[AQgw]$"},
+    ),
+    Parameter(
+        "limit",
+        "query",
+        "How many jobs a page has at most.",
+        {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+        50,
+    ),
+    Parameter("service", "query", "Only this service's jobs. For operator keys.", {"type": "string"}),
+]
+
+
 @bp.get("/jobs")
+@described(
+    Call(
+        "List jobs",
+        "The newest first, page by page. A page takes as long however many jobs there are; they are never counted.",
+        place=3,
+        parameters=_FILTERS,
+        answers=[
+            Answer(
+                200,
+                "One page.",
+                [Body(shapes.JobList, {"the last page": {"items": [examples.COMPLETED], "next": None}})],
+            )
+        ],
+        errors=[InvalidInput],
+    )
+)
 def list_jobs() -> ResponseReturnValue:
     """The newest jobs, filtered, and the cursor of the next page: `{"items": […], "next": cursor or null}`."""
     rt, service = caller()

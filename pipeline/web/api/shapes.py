@@ -11,6 +11,8 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from pipeline.errors import FAILURES
 from pipeline.jobs import State, Via
+from pipeline.lifecycle.accept import JobRequest
+from pipeline.web.openapi.calls import KEY
 
 Milliseconds = Annotated[int, Field(ge=0)]
 Code = Annotated[str, Field(json_schema_extra={"enum": sorted(FAILURES)})]
@@ -22,7 +24,14 @@ class Output(BaseModel):
     index: int = Field(ge=0)
     url: str | None = Field(description="Where to download it. `null` for a result that is no file: see `value`.")
     source_url: str | None = Field(description="Where the provider keeps it, for seven days.")
+    content_type: str | None = Field(description="As of our copy; `null` while there is none, as the next five.")
+    bytes: int | None = Field(ge=0)
+    sha256: str | None
+    width: int | None = Field(ge=0, description="In pixels.")
+    height: int | None = Field(ge=0, description="In pixels.")
     nsfw: bool | None = Field(description="Whether the provider flagged it; `null` when it does not say.")
+    review: str | None = Field(description="What a person decided about a flagged file.")
+    stored: bool = Field(description="Whether we have a copy of our own.")
     value: Any = Field(default=None, description="A result that is no file, such as a text. Absent otherwise.")
 
 
@@ -54,6 +63,10 @@ class Links(BaseModel):
     """Addresses of the job's own."""
 
     this: str = Field(alias="self", description="The job.")
+    events: str = Field(description="What happens to it, as it happens.")
+    evidence: str = Field(description="Everything that is known of it.")
+    cancel: str | None = Field(None, description="Take it back. Absent when that is not possible.")
+    retry: str | None = Field(None, description="Have it done again. Absent when that is not possible.")
 
 
 class Job(BaseModel):
@@ -84,6 +97,45 @@ class Job(BaseModel):
     price: float | None = Field(ge=0, description="In USD, as reserved or paid; `null` while it is not known.")
     retry_of: UUID | None = Field(description="The job that this one repeats.")
     links: Links
+
+
+class JobList(BaseModel):
+    """One page of jobs, the newest first."""
+
+    items: list[Job]
+    next: str | None = Field(description="What `after` is for the next page; `null` on the last.")
+
+
+class BatchLine(JobRequest, frozen=True):
+    """One line of a batch: a job, and its own key if you like."""
+
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=255, pattern=KEY)] = Field(
+        default_factory=str, description="As the header `Idempotency-Key` of a single request."
+    )
+
+
+class Batch(BaseModel):
+    """The jobs of a batch."""
+
+    count: int = Field(ge=1)
+    ids: list[UUID] = Field(description="In the order of the lines.")
+
+
+class Event(BaseModel):
+    """Something that happened to a job."""
+
+    job_id: UUID
+    seq: int = Field(ge=1, description="Counts the job's events; the `id` in a stream.")
+    at: AwareDatetime
+    kind: str = Field(description="What happened, such as `job.completed`; the `event` in a stream.")
+    data: dict[str, Any]
+    job: Job | None = Field(None, description="The job, with the last event of a stream. Absent otherwise.")
+
+
+class EventList(BaseModel):
+    """The events so far."""
+
+    items: list[Event]
 
 
 class FieldProblem(BaseModel):

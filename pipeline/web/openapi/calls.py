@@ -32,7 +32,7 @@ class Parameter:
     place: Literal["path", "query", "header"]
     meaning: str
     schema: Schema
-    example: str | None = None
+    example: Any = None
     style: Mapping[str, Any] = field(default_factory=dict)  # how OpenAPI says that it is written, if not plainly
 
 
@@ -52,6 +52,7 @@ class Body:
     shape: Shape
     examples: Mapping[str, Any]
     media_type: str = JSON
+    item: type[BaseModel] | None = None  # what each line or event is, of a body that is text
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,37 @@ def call_of(view: Callable[..., Any]) -> Call | None:
     return _CALLS.get(view)
 
 
+KEY = r"^[\x21-\x7e][\x20-\x7e]*$"
+
 IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
     "header",
     "Names this request. The same request with the same key, however often and at whatever time it comes, is the same"
     " job and the same answer; another request with it is refused. Send one, and it is safe to repeat whatever failed.",
-    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x21-\x7e][\x20-\x7e]*$"},
+    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": KEY},
     "order-4711",
 )
 
+PREFER = Parameter(
+    "Prefer",
+    "header",
+    "`wait=20` waits up to so many seconds, at most 25, for the end of the job, and answers as soon as it has ended;"
+    " the answer is the job as it is then. Other preferences are ignored (RFC 7240).",
+    {"type": "string"},
+    "wait=20",
+)
+
 LOCATION = Header("Location", "The job's address.", {"type": "string", "format": "uri-reference"})
+PREFERENCE_APPLIED = Header("Preference-Applied", "The waiting that was granted.", {"type": "string"})
 RETRY_AFTER = Header("Retry-After", "In how many seconds to ask again.", {"type": "integer", "minimum": 0})
 WWW_AUTHENTICATE = Header("WWW-Authenticate", "The scheme that is asked for.", {"type": "string", "const": "Bearer"})
+RATE_LIMIT = Header(
+    "RateLimit",
+    "If the service has a limit: `r` requests are left, to be spread over `t` seconds.",
+    {"type": "string", "pattern": r'^"service";r=\d+;t=\d+$'},
+)
+RATE_LIMIT_POLICY = Header(
+    "RateLimit-Policy",
+    "If the service has a limit: it is `q` requests in `w` seconds.",
+    {"type": "string", "pattern": r'^"service";q=\d+;w=\d+$'},
+)

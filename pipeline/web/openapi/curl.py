@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -26,10 +26,13 @@ def _sample(label: str, lines: Sequence[str]) -> dict[str, str]:
 
 
 def _command(path: str, method: str, parameters: Sequence[Parameter], call: Call, nth: int = 1) -> list[str]:
-    sent: dict[str, dict[str, str]] = {one.place: {} for one in parameters}
+    sent: dict[str, dict[str, Any]] = {one.place: {} for one in parameters}
     for one in parameters:
         if one.example is not None:
-            again = one is IDEMPOTENCY_KEY and nth > 1
+            if isinstance(one.example, Mapping):  # each entry is a parameter
+                sent[one.place] |= one.example
+                continue
+            again = one.name == IDEMPOTENCY_KEY.name and nth > 1
             sent[one.place][one.name] = f"{one.example}-{nth}" if again else one.example
     for name, value in sent.get("path", {}).items():
         path = path.replace(f"{{{name}}}", value)

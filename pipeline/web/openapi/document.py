@@ -11,13 +11,15 @@ from apispec import APISpec
 from flask import Flask
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from pipeline.errors import FAILURES, PipelineError, Unauthorized, Unavailable, UnknownPath, callers_errors
+from pipeline.errors import FAILURES, PipelineError, RateLimited, Unauthorized, Unavailable, UnknownPath, callers_errors
 from pipeline.web import problems
 from pipeline.web.api.examples import JOB_ID, PROBLEMS
 from pipeline.web.api.shapes import Problem
 from pipeline.web.openapi import curl
 from pipeline.web.openapi.calls import (
     PROBLEM,
+    RATE_LIMIT,
+    RATE_LIMIT_POLICY,
     RETRY_AFTER,
     WWW_AUTHENTICATE,
     Answer,
@@ -25,7 +27,6 @@ from pipeline.web.openapi.calls import (
     Call,
     Header,
     Parameter,
-    Shape,
     call_of,
 )
 
@@ -44,7 +45,7 @@ TAGS = {
 }
 
 ALWAYS = (PipelineError,)
-WITH_KEY = (Unauthorized, Unavailable)
+WITH_KEY = (Unauthorized, RateLimited, Unavailable)
 
 IN_PATH: Mapping[str, Parameter] = {
     "job_id": Parameter(
@@ -55,6 +56,8 @@ IN_PATH: Mapping[str, Parameter] = {
         JOB_ID,
     ),
 }
+
+REFERENCE = "#/components/schemas/{model}"
 
 _ARGUMENT = re.compile(r"<(?:[^:<>]+:)?(\w+)>")
 
@@ -151,15 +154,18 @@ def _answer(answer: Answer, call: Call) -> dict[str, Any]:
 def _content(bodies: Sequence[Body]) -> dict[str, Any]:
     return {
         body.media_type: {
-            "schema": _reference(body.shape),
+            "schema": _schema(body),
             "examples": {name: {"value": value} for name, value in body.examples.items()},
         }
         for body in bodies
     }
 
 
-def _reference(shape: Shape) -> Any:
-    return dict(shape) if isinstance(shape, Mapping) else shape.__name__  # apispec makes a $ref of a name
+def _schema(body: Body) -> Any:
+    if not isinstance(body.shape, Mapping):
+        return body.shape.__name__  # apispec makes a reference of a name
+    item = {"x-itemSchema": {"$ref": REFERENCE.format(model=body.item.__name__)}} if body.item else {}
+    return {**body.shape, **item}
 
 
 def _headers(headers: Sequence[Header]) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def _headers(headers: Sequence[Header]) -> dict[str, Any]:
 
 
 def _everywhere(call: Call) -> Sequence[Header]:
-    return ()
+    return (RATE_LIMIT, RATE_LIMIT_POLICY) if call.needs_key else ()
 
 
 def _problems(path: str, call: Call) -> dict[str, Any]:
@@ -180,15 +186,14 @@ def _problems(path: str, call: Call) -> dict[str, Any]:
     shown = {}
     for status, errors in sorted(by_status.items()):
         headers = [
-            *([RETRY_AFTER] if any(error.retry_after_s is not None for error in errors) else []),
+            *([RETRY_AFTER] if any(_example(error).retry_after_s is not None for error in errors) else []),
             *([WWW_AUTHENTICATE] if Unauthorized in errors else []),
             *_everywhere(call),
         ]
         problem = {
             "schema": Problem.__name__,
             "examples": {
-                error.code: {"summary": meaning(error), "value": problems.content(PROBLEMS.get(error) or error())}
-                for error in errors
+                error.code: {"summary": meaning(error), "value": problems.content(_example(error))} for error in errors
             },
         }
         shown[str(status)] = {
@@ -207,15 +212,20 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
+def _example(error: type[PipelineError]) -> PipelineError:
+    return PROBLEMS.get(error) or error()
+
+
 def _schemas(described: Sequence[Call]) -> dict[str, Any]:
     """The JSON Schemas of all models, by name."""
     bodies = [body for call in described for answer in call.answers for body in answer.bodies]
     bodies += [call.body for call in described if call.body]
     models = {body.shape for body in bodies if not isinstance(body.shape, Mapping)} | {Problem}
+    models |= {body.item for body in bodies if body.item}
     ordered = sorted(models, key=lambda model: model.__name__)
     _, found = models_json_schema(
         [(model, "validation") for model in ordered],
-        ref_template="#/components/schemas/{model}",
+        ref_template=REFERENCE,
         schema_generator=_Untitled,
     )
     schemas: dict[str, Any] = found["$defs"]
