@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import schemathesis
@@ -18,3 +19,10 @@ def the_code_is_documented(ctx: Any, response: Any, case: Any) -> None:
     answers = case.operation.definition.raw["responses"]
     problems = answers.get(str(response.status_code), {}).get("content", {}).get("application/problem+json", {})
     assert code in problems.get("examples", {}), f"{response.status_code} {code} is not documented"
+
+
+@schemathesis.serializer("application/x-ndjson")
+def ndjson(ctx: Any, value: Any) -> bytes:
+    """Write each item as a line."""
+    lines = value if isinstance(value, list) else [value]
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)

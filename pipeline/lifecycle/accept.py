@@ -87,7 +87,7 @@ class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=Tr
 
     model: StrictStr | None = Field(None, description="The provider's id of a model; the operator chose the default.")
     input: dict[str, Any] = Field(description="What the model is asked: its `prompt`, and its own options.")
-    priority: Annotated[StrictInt, BeforeValidator(_whole), Field(ge=-10, le=10)] = Field(
+    priority: Annotated[StrictInt, Field(ge=-10, le=10), BeforeValidator(_whole)] = Field(
         0, description="Higher goes first, among the service's own jobs."
     )
     run_at: Annotated[AwareDatetime, BeforeValidator(_time_as_text)] | None = Field(

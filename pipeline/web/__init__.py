@@ -27,6 +27,7 @@ def create_app(rt: Runtime | None = None) -> Flask:
     problems.register(app)
     callers.register(app)
     app.url_map.merge_slashes = False  # a path with two slashes is a mistake; a redirect is an answer nobody expects
+    app.url_map.converters["job"] = api.jobs.JobPart
     app.register_blueprint(health.bp)
     app.register_blueprint(pages.bp)
     app.register_blueprint(webhooks.bp)

@@ -41,7 +41,7 @@ _SEQ = re.compile("[0-9]{1,9}")
 _SEQ_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 
 
-@bp.get("/jobs/<job_id>/events")
+@bp.get("/jobs/<job:job_id>/events")
 @described(
     Call(
         "Follow a job",

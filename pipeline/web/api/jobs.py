@@ -6,6 +6,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, jsonify, request
 from flask.typing import ResponseReturnValue
+from werkzeug.routing import BaseConverter
 
 from pipeline import views
 from pipeline.errors import (
@@ -81,7 +82,7 @@ def create_job() -> ResponseReturnValue:
     return answer, 201 if made else 200
 
 
-@bp.get("/jobs/<job_id>")
+@bp.get("/jobs/<job:job_id>")
 @described(
     Call(
         "Read a job",
@@ -110,7 +111,7 @@ def get_job(job_id: str) -> ResponseReturnValue:
     return show_job(rt, service, id_of(job_id))
 
 
-@bp.post("/jobs/<job_id>/cancel")
+@bp.post("/jobs/<job:job_id>/cancel")
 @described(
     Call(
         "Cancel a job",
@@ -128,7 +129,7 @@ def cancel_job(job_id: str) -> ResponseReturnValue:
     return jsonify(read_job(rt, service, id_of(job_id)))
 
 
-@bp.post("/jobs/<job_id>/retry")
+@bp.post("/jobs/<job:job_id>/retry")
 @described(
     Call(
         "Retry a job",
@@ -154,6 +155,12 @@ def retry_job(job_id: str) -> ResponseReturnValue:
     answer = jsonify(read_job(rt, service, new_id))
     answer.headers["Location"] = f"/v1/jobs/{new_id}"
     return answer, 201 if made else 200
+
+
+class JobPart(BaseConverter):
+    """What stands for a job's id in a path: anything but the name of a neighbour, which has methods of its own."""
+
+    regex = "(?!batch(?:/|$))[^/]+"
 
 
 def id_of(text: str) -> UUID:
