@@ -19,11 +19,7 @@ from sqlalchemy.pool import NullPool
 from pipeline.jobs import Outcome, State
 from pipeline.predictions import Prediction, Status
 from pipeline.settings import Limits, load
-<<<<<<< HEAD
-from pipeline.store import account, alarms, answers, claims, inbox, lists, missing, moves, schema
-=======
-from pipeline.store import account, alarms, answers, claims, inbox, missing, moves, pauses, schema
->>>>>>> 75c5bc6 (What a service and a model can be set to, as an operator does it; plans with paused models in them)
+from pipeline.store import account, alarms, answers, claims, inbox, lists, missing, moves, pauses, schema
 from pipeline.store.database import Database
 from pipeline.store.tables import SCHEMA, Base, new_id
 from tests.factories import until
@@ -271,18 +267,11 @@ def crowded(new_database: NewDatabase) -> Iterator[Database]:
             SELECT 'maker/model-' || n, now(), CASE n WHEN 7 THEN now() END FROM generate_series(1, 1000) n;
             CREATE TEMP TABLE kinds AS SELECT * FROM (VALUES ('queued', 200000), ('submitting', 100),
                 ('processing', 500), ('unknown', 200), ('expired', 300), ('completed', 40000)) k(state, many);
-<<<<<<< HEAD
             INSERT INTO jobs (id, service_id, model, input, metadata, state, priority, due_at, deadline_at,
                               current_attempt, attempts, outputs, finished_at, submitted_at, admitted)
-            SELECT gen_random_uuid(), s.ids[1 + n % 5], 'openai/dall-e-2', '{"prompt": "a lighthouse"}',
-                   '{"shop": "red"}', state, n % 3,
-=======
-            INSERT INTO jobs (id, service_id, model, input, state, priority, due_at, deadline_at, current_attempt,
-                              attempts, outputs, finished_at, submitted_at, admitted)
             SELECT gen_random_uuid(), s.ids[1 + n % 5],
                    CASE n % 50 WHEN 49 THEN 'maker/model-7' WHEN 48 THEN 'maker/model-8' ELSE 'openai/dall-e-2' END,
-                   '{"prompt": "a lighthouse"}', state, n % 3,
->>>>>>> 75c5bc6 (What a service and a model can be set to, as an operator does it; plans with paused models in them)
+                   '{"prompt": "a lighthouse"}', '{"shop": "red"}', state, n % 3,
                    CASE WHEN state <> 'completed' THEN now() + (n % 7200 - 3600) * interval '1 second' END,
                    now() + (n % 40000) * interval '1 second' - interval '1 second' * (n % 400),
                    CASE WHEN state <> 'queued' THEN gen_random_uuid() END, 1,
@@ -299,11 +288,7 @@ def crowded(new_database: NewDatabase) -> Iterator[Database]:
             UPDATE attempts SET prediction_id = id::text WHERE outcome = 'accepted';
             INSERT INTO labels (service_id, name, value, job_id) SELECT service_id, 'shop', 'red', id FROM jobs;
         """)
-<<<<<<< HEAD
-        connection.execute("ANALYZE services, jobs, attempts, labels")
-=======
-        connection.execute("ANALYZE services, jobs, attempts, models")
->>>>>>> 75c5bc6 (What a service and a model can be set to, as an operator does it; plans with paused models in them)
+        connection.execute("ANALYZE services, jobs, attempts, labels, models")
     yield database
     database.close()
 
