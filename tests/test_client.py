@@ -321,7 +321,7 @@ def test_a_file_comes_from_our_copy_and_else_from_the_provider_who_never_sees_th
             client.download(job, 7, to=tmp_path)
 
         server.handler = in_turn(says(409, {"code": "not_stored_yet"}, Retry_After="0"), says(200, FILE))
-        coming = Job.read(outputs(server, stored=False))
+        coming = Job.read(outputs(server, source_url=None))
         assert client.download(coming, to=tmp_path / "new" / "mine.png").read_bytes() == FILE
         server.handler = says(409, {"code": "quarantined"})
         with pytest.raises(Conflict):

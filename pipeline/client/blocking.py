@@ -151,8 +151,8 @@ class Client:
         """
         Fetch one output into the file *to*, or into a folder under a name of its own, and give the file's path.
 
-        The file is there whole or not at all. One that is not stored yet is waited for, for *timeout_s* seconds; then,
-        and where the pipeline stores none, it comes from the provider.
+        The file is there whole or not at all. It is the pipeline's own copy; until there is one, the provider's file;
+        where that cannot be had, the copy is waited for, for *timeout_s* seconds.
 
         Raises:
             NotFound: The job has no such output (yet: wait for its end first).

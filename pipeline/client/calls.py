@@ -131,24 +131,20 @@ def check_sum(output: Output, sha256: str) -> None:
 
 
 def file(job: Job, output: Output, timeout_s: float, retries: Retries) -> Steps[httpx2.Response]:
-    """Open one file: the pipeline's copy when that is stored in time, else the provider's original."""
+    """Open one file: the pipeline's copy, else the provider's original, else the copy once it is stored."""
     end = time.monotonic() + timeout_s
     ours = Call("GET", f"{path_of(job)}/outputs/{output.index}", stream=True)
     while True:
         try:
             return (yield from ask(ours, retries))
         except ApiError as error:
-            if error.code != "not_stored_yet":
-                raise
             pause_s = error.retry_after_s or 1.0
-            coming = output.stored is False  # else nobody stores it
-            if coming and time.monotonic() + pause_s < end:
-                yield Pause(pause_s)
-                continue
-            if not output.source_url:
+            if error.code != "not_stored_yet" or (not output.source_url and time.monotonic() + pause_s > end):
                 raise
-        original = Call("GET", output.source_url, stream=True, outside=True)
-        return (yield from ask(original, retries))
+        if output.source_url:  # the same bytes, at once
+            original = Call("GET", output.source_url, stream=True, outside=True)
+            return (yield from ask(original, retries))
+        yield Pause(pause_s)
 
 
 def pause_before_another(tried: int, error: httpx2.RequestError | ConnectionFailed, retries: Retries) -> Steps[None]:
