@@ -3,7 +3,7 @@
 # CHAOS_S, CHAOS_JOBS, CHAOS_LIST_INPUT (on, off), CHAOS_SEED, CHAOS_ARGS (see benchmarks/CHAOS.md).
 
 BIN := .venv/bin
-.PHONY: setup demo dev test test-slow test-rabbitmq stateful chaos chaos-lost lint format clean
+.PHONY: setup demo dev test test-slow test-rabbitmq test-node stateful chaos chaos-lost lint format clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.run  ## the virtual environment, with what runs the product on this machine
@@ -30,6 +30,10 @@ test-slow: .venv/.dev  ## what takes too long to wait for after every change
 test-rabbitmq: .venv/.dev  ## the same product on RabbitMQ; wants Debian's rabbitmq-server
 	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || .ci/install rabbitmq-server
 	$(BIN)/python -m pytest -m rabbitmq $(PYTEST_ARGS)
+
+test-node: .venv/.dev  ## the README's JavaScript; wants Node.js 18 or newer
+	@command -v node >/dev/null || .ci/install nodejs
+	$(BIN)/python -m pytest -m node $(PYTEST_ARGS)
 
 CHAOS_S ?= 600
 CHAOS_JOBS ?= 10000
