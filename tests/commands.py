@@ -1,7 +1,7 @@
 """
 Run `python -m pipeline …` as a process of its own, without waiting a second each time for its libraries.
 
-Commands are forked off a process that has imported what the product imports, and nothing of the product itself.
+Commands are forked off a process that has imported the libraries, and of the product what looks at nothing around it.
 """
 
 import multiprocessing
@@ -21,6 +21,10 @@ _FORKED.set_forkserver_preload(
         "celery.app",
         "jsonschema",
         "kombu.transport.redis",
+        "pipeline.lifecycle.batch",
+        "pipeline.runtime",
+        "pipeline.store.schema",
+        "pipeline.views",
         "psycopg",
         "pydantic",
         "rich.progress",

@@ -130,6 +130,7 @@ def test_without_a_public_address_the_poller_does_all_the_work() -> None:
         assert it.provider.deliveries() == []
 
 
+@pytest.mark.slow
 def test_three_workers_together_never_exceed_the_accounts_limits() -> None:
     """By the provider's own clock and count: in no window more starts, at no moment more tasks, than it allows."""
     window_s, per_window, at_once = 10.0, 500, 300

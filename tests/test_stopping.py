@@ -21,6 +21,7 @@ from sqlalchemy import text
 
 from pipeline.broker import QUEUE
 from pipeline.embedded import procfile
+from pipeline.embedded.ports import hold
 from pipeline.embedded.processes import Process, Program, Server
 from pipeline.errors import Unavailable
 from pipeline.jobs import State
@@ -54,7 +55,8 @@ class Worker:
     def sigterm(self) -> None:
         """Ask each process to stop."""
         for one in self.process.look():
-            one.send_signal(signal.SIGTERM)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it was about to leave
+                one.send_signal(signal.SIGTERM)
 
     def leaves(self) -> int | None:
         """Its exit status; None when not all of it goes by itself before a platform would kill it."""
@@ -97,6 +99,14 @@ def send(env: dict[str, str]) -> Iterator[Callable[..., Any]]:
     app = Celery("shop", broker=env["BROKER_URL"], set_as_current=False)
     yield lambda name, **kwargs: app.send_task(name, kwargs=kwargs, queue=QUEUE)
     app.close()
+
+
+@pytest.fixture
+def own_port() -> Iterator[int]:
+    """Choose a port that no other web server of these tests shares: two of granian's may listen on one."""
+    held = hold(None)
+    yield held.number
+    held.close()
 
 
 @contextmanager
@@ -239,16 +249,16 @@ def test_a_process_may_be_stopped_while_it_starts(
 
 
 def test_requests_under_way_are_answered_before_the_web_server_leaves(
-    rt: Runtime, env: dict[str, str], caller: Caller, tmp_path: Path, web_port: int
+    rt: Runtime, env: dict[str, str], caller: Caller, tmp_path: Path, own_port: int
 ) -> None:
     """Each was accepted: a caller who hears nothing would hand it in again."""
-    url = f"http://127.0.0.1:{web_port}"
+    url = f"http://127.0.0.1:{own_port}"
     answers: list[int] = []
 
     def ask(number: int) -> None:
         answers.append(post(f"{url}/v1/jobs", {"input": {"prompt": f"{number}"}}, key=caller.key).status)
 
-    with running("web", {**env, "PORT": str(web_port)}, tmp_path) as server:
+    with running("web", {**env, "PORT": str(own_port)}, tmp_path) as server:
         until(lambda: post(f"{url}/v1/jobs", {"input": {"prompt": "first"}}, key=caller.key).status == 201)
         callers = [threading.Thread(target=ask, args=(number,)) for number in range(5)]
         with locked(rt):
@@ -267,18 +277,18 @@ def test_requests_under_way_are_answered_before_the_web_server_leaves(
 
 
 def test_those_who_wait_for_jobs_do_not_hold_the_web_server_up(
-    rt: Runtime, env: dict[str, str], caller: Caller, tmp_path: Path, web_port: int
+    rt: Runtime, env: dict[str, str], caller: Caller, tmp_path: Path, own_port: int
 ) -> None:
     """Waits are answered with the job as it is, and streams end as if done: their callers come back to another."""
-    url = f"http://127.0.0.1:{web_port}"
+    url = f"http://127.0.0.1:{own_port}"
     path = f"/v1/jobs/{queued(rt, caller.service)}"
 
     def ask(path: str) -> HTTPConnection:
-        connection = HTTPConnection("127.0.0.1", web_port, timeout=LEAVES_S)
+        connection = HTTPConnection("127.0.0.1", own_port, timeout=LEAVES_S)
         connection.request("GET", path, headers={"Authorization": f"Bearer {caller.key}", "Prefer": "wait=25"})
         return connection
 
-    with running("web", {**env, "PORT": str(web_port)}, tmp_path) as server:
+    with running("web", {**env, "PORT": str(own_port)}, tmp_path) as server:
         until(lambda: get(f"{url}/healthz").status == 200)
         waits = [ask(path) for _ in range(5)]
         streams = [ask(f"{path}/events").getresponse() for _ in range(5)]
