@@ -260,6 +260,18 @@ def test_an_id_that_another_attempt_holds_is_not_taken_from_it(rt: Runtime, call
     assert row(rt, late.job_id).due_at is not None
 
 
+def test_two_answers_of_one_group_that_name_the_same_task_are_both_written(rt: Runtime, caller: Caller) -> None:
+    """A provider that answers two with one must not keep this process from writing any answer ever again."""
+    first, second, other = (submitting(rt, caller.service) for _ in range(3))
+    same = Attempted(second.job_id, second.attempt_id, second.token, first.prediction_id)
+
+    told(rt, accepted(first), accepted(same), accepted(other))
+
+    assert state(rt, other.job_id) == State.PROCESSING
+    assert sorted(state(rt, job.job_id) for job in (first, second)) == [State.PROCESSING, State.UNKNOWN]
+    assert sorted(outcomes(rt, first) + outcomes(rt, second), key=str) == [Outcome.ACCEPTED, Outcome.LOST]
+
+
 def test_answers_callbacks_and_sweeps_at_the_same_instant_never_deadlock(rt: Runtime, caller: Caller) -> None:
     """
     A webhook comes with the answer it belongs to, while a sweep takes the worker for dead. Who locks job and

@@ -25,11 +25,14 @@ class Answer:
 
 
 # What is known to be accepted stays so; 'lost' and 'absent' are only what we believed until better evidence came.
-# An id that another attempt holds was adopted there from the list, for an equal job: this one looks for the other's.
+# An id that another attempt holds was adopted there from the list, for an equal job: this one looks for the other's. So
+# does the second of two answers that name one task, or nothing of their group could ever be written.
 _RECORD = text("""
     WITH answered AS (
-        SELECT w.*, w.prediction_id IS NOT NULL AND EXISTS (
-            SELECT 1 FROM attempts o WHERE o.prediction_id = w.prediction_id AND o.id <> w.attempt_id) AS taken
+        SELECT w.*, w.prediction_id IS NOT NULL AND (
+                row_number() OVER (PARTITION BY w.prediction_id ORDER BY w.attempt_id) > 1
+                OR EXISTS (SELECT 1 FROM attempts o WHERE o.prediction_id = w.prediction_id AND o.id <> w.attempt_id)
+            ) AS taken
         FROM jsonb_to_recordset(CAST(:answers AS jsonb)) AS w(
             attempt_id uuid, outcome text, prediction_id text, http_status int, error text)
     ), locked AS (  -- attempts before jobs, as everywhere, and in the order of ids: nobody waits in a circle
