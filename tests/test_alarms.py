@@ -220,6 +220,24 @@ def test_an_alarm_that_was_written_into_the_past_is_found_when_all_is_looked_at(
         assert "poll" in alarms.due(tx)
 
 
+def test_a_task_found_after_its_jobs_deadline_is_asked_about_by_the_next_sweep(rt: Runtime, caller: Caller) -> None:
+    """An alarm set to a deadline long past would be overlooked for a minute, and its task not counted as running."""
+    job = unknown(rt, caller.service)
+    with rt.db.transaction() as tx:
+        alarms.due(tx)
+    execute(rt, "UPDATE jobs SET deadline_at = clock_timestamp() - interval '1 hour'")
+
+    move = Move(job.job_id, State.PROCESSING, attempt_id=job.attempt_id, due_s=30.0)
+    with rt.db.transaction() as tx:
+        assert advance(tx, [move])
+
+    left = seconds_left(rt, job.job_id)
+    assert left is not None
+    assert -15 < left <= 0
+    with rt.db.transaction() as tx:
+        assert "poll" in alarms.due(tx)
+
+
 def test_a_sweep_is_remembered(rt: Runtime) -> None:
     """A worker whose beat finds that nobody swept for a while does it itself."""
     with rt.db.transaction() as tx:

@@ -67,7 +67,8 @@ _HEAR = text(f"""
         UPDATE jobs j SET
             state = :to,
             due_at = CASE WHEN :to = 'processing'
-                THEN least(clock_timestamp() + make_interval(secs => :poll_s), j.deadline_at) END,
+                THEN least(clock_timestamp() + make_interval(secs => :poll_s),
+                           greatest(j.deadline_at, clock_timestamp())) END,
             finished_at = CASE WHEN :to = ANY(:final) THEN clock_timestamp() END,
             settled_by = CASE WHEN :to = ANY(:final) THEN :via ELSE j.settled_by END,
             prediction_id = :prediction_id,

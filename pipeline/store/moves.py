@@ -52,7 +52,8 @@ _ADVANCE = text(f"""
         UPDATE jobs j SET
             state = w."to",
             due_at = CASE WHEN w."to" = :processing
-                THEN least(clock_timestamp() + make_interval(secs => w.due_s), j.deadline_at)
+                THEN least(clock_timestamp() + make_interval(secs => w.due_s),
+                           greatest(j.deadline_at, clock_timestamp()))  -- never into the past, see `alarms`
                 ELSE clock_timestamp() + make_interval(secs => w.due_s) END,
             finished_at = CASE WHEN w."to" = ANY(:final) THEN clock_timestamp() END,
             settled_by = coalesce(w.via, j.settled_by),
