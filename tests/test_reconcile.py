@@ -594,6 +594,29 @@ def test_a_read_that_breaks_off_says_nothing_of_those_lost_at_another_time(
     assert max(widths) < timedelta(minutes=1)
 
 
+def test_a_list_that_is_refused_for_one_model_says_nothing_of_the_others(
+    make_rt: MakeRuntime, caller: Caller, start_worker: StartWorker
+) -> None:
+    """A withdrawn model's list may be refused for good: those lost before it would be looked for never again."""
+
+    def answer(request: Request, connection: socket.socket) -> None:
+        refused = json.loads(request.body).get("model") == "acme/withdrawn"
+        empty = http(200, {"data": {"items": []}}, Date=format_datetime(datetime.now(UTC), usegmt=True))
+        connection.sendall(http(400, {"message": "model not found"}) if refused else empty)
+
+    with wire(answer) as server:
+        rt = make_rt(wavespeed_base_url=server.url, unknown_patience_s=3600)
+        before, after = unknown(rt, caller.service), unknown(rt, caller.service)
+        execute(rt, "UPDATE jobs SET model = 'acme/withdrawn' WHERE id = :id", id=after.job_id)
+        look_now(rt)
+        worker = start_worker(rt)
+        swept(worker, lambda: "attempt.look_failed" in kinds(rt, after.job_id))
+        worker.stop()
+
+    assert "attempt.looked_for" in kinds(rt, before.job_id)
+    assert "attempt.look_failed" not in kinds(rt, before.job_id)
+
+
 # Many processes
 
 

@@ -109,13 +109,18 @@ class Reconciler:
             self._unread(lost, error)
             return
         groups = sorted(self._clusters(lost), key=lambda group: group[-1].started_at, reverse=True)
-        for number, group in enumerate(groups):
+        while groups:
+            group, *groups = groups
             waited_s = time.monotonic() - clock.started
             try:
                 reading = self._read(group)
             except ProviderError as error:
-                self._unread([one for unread in groups[number:] for one in unread], error)
-                break
+                model = group[0].model if self._is_of_the_model(error) else None
+                self._unread(
+                    [one for other in (group, *groups) if model in {None, other[0].model} for one in other], error
+                )
+                groups = [other for other in groups if model not in {None, other[0].model}]
+                continue
             with self._rt.db.transaction() as tx:
                 taken = missing.known_ids(tx, [item.id for item in reading.items])
             for one in group:
@@ -134,6 +139,16 @@ class Reconciler:
                     group = []
                 group.append(one)
             yield group
+
+    def _is_of_the_model(self, error: ProviderError) -> bool:
+        """
+        Whether the list is refused for one model alone: what was asked without one was answered a moment ago.
+
+        That of a withdrawn model may be refused for good; those of others are not to wait for it.
+        """
+        return isinstance(error, Rejected) or (
+            isinstance(error, KeyRefused) and self._loop.run(self._key_check.works())
+        )
 
     def _unread(self, lost: Sequence[Missing], error: ProviderError) -> None:
         """The list could not be read: nothing is concluded, and it is asked for again soon."""
