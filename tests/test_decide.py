@@ -51,7 +51,7 @@ def test_what_nothing_can_prove_is_held_and_told_once(doubtful: tuple[Runtime, W
     assert kinds(rt, job_id).count("job.needs_decision") == 1
     assert scalar(rt, "SELECT count(*) FROM notifications WHERE event = 'job.needs_decision'") == 1
     shown = views.job(row(rt, job_id))["needs_decision"]
-    assert "no inputs" in shown["reason"]
+    assert "may be it" in shown["reason"]
     assert shown["since"]
 
 

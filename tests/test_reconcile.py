@@ -190,6 +190,38 @@ def test_a_task_from_another_input_is_nobodys(
     assert len(sandbox.ledger()) == 2
 
 
+@pytest.mark.parametrize(
+    "echo",
+    [
+        pytest.param({"prompt": "a lighthouse", "size": "1024*1024", "seed": -1}, id="defaults filled in"),
+        pytest.param({"prompt": " A  lighthouse ", "n": 1}, id="words tidied up"),
+        pytest.param({"inputs": {}}, id="another shape"),
+    ],
+)
+def test_a_task_whose_input_is_shown_in_another_form_may_be_ours_and_is_no_proof_of_absence(
+    make_rt: MakeRuntime, caller: Caller, start_worker: StartWorker, echo: dict[str, Any]
+) -> None:
+    """Nobody promised that the list repeats an input to the letter: taken for another's, ours would be paid again."""
+
+    def answer(request: Request, connection: socket.socket) -> None:
+        now = datetime.now(UTC)
+        item = {"id": "a" * 32, "model": MODEL, "status": "processing", "input": echo}
+        shown = {"data": {"items": [item] if "model" in json.loads(request.body) else []}}
+        connection.sendall(http(200, shown, Date=format_datetime(now, usegmt=True)))
+
+    with wire(answer) as server:
+        rt = make_rt(wavespeed_base_url=server.url, unknown_patience_s=1)
+        job = unknown(rt, caller.service)
+        execute(rt, "UPDATE attempts SET ended_at = now() - interval '1 hour', absent_at = now() - interval '1 hour'")
+        look_now(rt)
+        worker = start_worker(rt)
+        swept(worker, lambda: "attempt.looked_for" in kinds(rt, job.job_id) or state(rt, job.job_id) != State.UNKNOWN)
+        worker.stop()
+
+    assert [attempt.outcome for attempt in attempts(rt, job.job_id)] == ["lost"]
+    assert row(rt, job.job_id).held_at is not None
+
+
 def test_a_task_of_another_model_is_nobodys(
     make_rt: MakeRuntime, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
 ) -> None:

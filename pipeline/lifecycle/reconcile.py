@@ -177,19 +177,19 @@ class Reconciler:
             and (item.created_at is None or first <= item.created_at <= last)
         ]
         same = [item for item in candidates if item.input is not None and _same_request(item, one)]
-        unlabelled = [item for item in candidates if item.input is None]
+        unclear = [item for item in candidates if item not in same and not _has_other_words(item, one)]
         found = None
         if same:
             found, why = same[-1], "the provider's list shows a task with this model and input"
-        elif len(unlabelled) == 1 and self._rt.settings.account_exclusive and not self._has_rivals(tx, one):
-            found, why = unlabelled[0], "the only task of this model in the window, on an account nobody else uses"
+        elif len(unclear) == 1 and self._rt.settings.account_exclusive and not self._has_rivals(tx, one):
+            found, why = unclear[0], "the only task of this model in the window, on an account nobody else uses"
         if found and missing.adopt(tx, one, found, poll_s=self._rt.settings.first_poll_s, why=why):
             taken.add(found.id)
             log.info("attempt.found", job_id=str(one.job_id), via="list")
             return
         patience_s = self._rt.settings.unknown_patience_s
         gap_s = min(60.0, patience_s / 5)
-        absent = reading.complete and not same and not unlabelled and age_s >= patience_s
+        absent = reading.complete and not same and not unclear and age_s >= patience_s
         if absent and one.absent_s is not None and one.absent_s >= gap_s:
             if missing.requeue_absent(tx, one, why="two complete reads of the provider's list do not show it"):
                 log.warning("attempt.absent", job_id=str(one.job_id), age_s=round(age_s, 1))
@@ -201,11 +201,11 @@ class Reconciler:
             next_s=gap_s if absent else delay_s(age_s, patience_s),
             window=[first.isoformat(timespec="milliseconds"), last.isoformat(timespec="milliseconds")],
             listed=len(reading.items),
-            candidates=[item.id for item in (*same, *unlabelled)][:20],
+            candidates=[item.id for item in (*same, *unclear)][:20],
             complete=reading.complete,
         )
         if not absent and age_s >= patience_s:
-            self._hold(tx, one, _doubt(reading, len(unlabelled)))
+            self._hold(tx, one, _doubt(reading, len(unclear)))
 
     def _hold(self, tx: Transaction, one: Missing, reason: str) -> None:
         if missing.hold(tx, one, reason):
@@ -300,11 +300,28 @@ def _same_request(item: Prediction, one: Missing) -> bool:
     return models.split(item.input or {})[0] == models.split(one.input)[0]
 
 
-def _doubt(reading: Reading, unlabelled: int) -> str:
+def _has_other_words(item: Prediction, one: Missing) -> bool:
+    """
+    Whether a task was surely made from another prompt than an attempt's.
+
+    Other differences prove nothing: nobody promised that the list repeats an input to the letter. It may fill in
+    defaults, name a picture's copy, or cut the prompt short; a task of ours taken for another's would be paid again.
+    """
+    theirs, ours = (item.input or {}).get("prompt"), one.input.get("prompt")
+    if not isinstance(theirs, str) or not isinstance(ours, str):
+        return False
+    return not _plain(ours).startswith(_plain(theirs).rstrip(".… "))
+
+
+def _plain(words: str) -> str:
+    return " ".join(words.casefold().split())
+
+
+def _doubt(reading: Reading, unclear: int) -> str:
     """Why neither the task nor its absence is proven."""
     if not reading.complete:
         return "the provider's list could not be read to its end"
-    return f"{unlabelled} tasks in the provider's list may be it, and the list shows no inputs to tell"
+    return f"{unclear} tasks in the provider's list may be it, and the list does not show enough to tell"
 
 
 def delay_s(age_s: float, patience_s: float) -> float:
