@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from pipeline.errors import BudgetExceeded, InvalidInput, Unavailable
 from pipeline.jobs import FINAL, Outcome, State
@@ -297,6 +298,15 @@ def test_a_new_limit_counts_what_is_reserved_and_was_spent_already(rt: Runtime, 
     assert purse(rt) == (0.24, 0.12)
     limit(rt, "2")
     assert purse(rt) == (0.24, 0.12)
+
+
+def test_to_set_a_limit_reads_no_job_that_has_ended(rt: Runtime) -> None:
+    """Everybody who accepts or settles a job waits meanwhile; of those that have ended there may be millions."""
+    with rt.db.transaction() as tx:
+        tx.execute(text("SET LOCAL enable_seqscan = off"))
+        told = {"scope": ACCOUNT, "period": "day", "limit_usd": 1}
+        plan = "\n".join(tx.execute(text(f"EXPLAIN {budgets._OPEN}"), told).scalars())
+    assert "jobs_due_idx" in plan
 
 
 def test_limits_set_while_jobs_come_and_go_miss_none(rt: Runtime, caller: Caller) -> None:

@@ -146,11 +146,12 @@ def close(tx: Connection, scope: str, period: Period) -> bool:
     return tx.execute(statement, {"scope": scope, "period": period}).rowcount > 0
 
 
-# Whoever reserved before the lock was granted has committed, and others wait: what is reserved is counted exactly.
+# Whoever reserved before the lock was granted has committed, and others wait: what is reserved is counted exactly. And
+# soon, for only what has an alarm can have money reserved: not by reading every job there ever was.
 _OPEN = text(f"""
     INSERT INTO budgets AS b (scope, period, limit_usd, reserved, since, uncounted_before)
     SELECT :scope, n.period, :limit_usd,
-           coalesce((SELECT sum(j.reserved) FROM jobs j WHERE j.reserved > 0
+           coalesce((SELECT sum(j.reserved) FROM jobs j WHERE j.reserved > 0 AND j.due_at IS NOT NULL
                      AND :scope IN ('{ACCOUNT}', j.service_id::text)), 0),
            {_SINCE.replace("b.", "n.")}, clock_timestamp()
     FROM (SELECT CAST(:period AS text) AS period) n
