@@ -13,9 +13,10 @@ from pipeline.jobs import FINAL, Outcome, State
 from pipeline.lifecycle import decide
 from pipeline.lifecycle.accept import accept, check
 from pipeline.models import UNREAD
+from pipeline.predictions import Prediction, Status
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
-from pipeline.store import alarms, budgets
+from pipeline.store import alarms, budgets, inbox
 from pipeline.store.answers import Answer, record
 from pipeline.store.budgets import ACCOUNT
 from pipeline.store.moves import Move, advance
@@ -36,6 +37,7 @@ from tests.factories import (
     state,
     submitting,
     swept,
+    unknown,
     until,
 )
 from tests.http import post
@@ -411,6 +413,25 @@ def test_a_verdict_that_comes_after_the_money_was_given_back_is_paid_for_all_the
     assert purse(rt) == (0.0, 0.0)
     for _ in range(2):
         answered(rt, job, State.COMPLETED, outputs=[])
+    assert purse(rt) == (0.0, 0.12)
+
+
+def test_a_task_of_a_job_that_was_cancelled_counts_as_paid_and_is_said_once(rt: Runtime, caller: Caller) -> None:
+    """It was looked for in vain and queued again, and its caller took it back; then its callback came after all."""
+    limit(rt, "1")
+    job = unknown(rt, caller.service)
+    decide.resubmit(rt, job.job_id)
+    with rt.db.transaction() as tx:
+        advance(tx, [Move(job.job_id, State.CANCELLED)])
+    assert purse(rt) == (0.0, 0.0)
+
+    done = Prediction(job.prediction_id, Status.COMPLETED, "completed", model=MODEL)
+    for _ in range(2):
+        with rt.db.transaction() as tx:
+            assert inbox.hear(tx, inbox.Delivery(job.token, {}, b"{}"), done, poll_s=30.0).verdict == "late"
+
+    assert state(rt, job.job_id) == State.CANCELLED
+    assert happened(rt, job.job_id, "job.charged_in_vain") == [{"prediction_ids": [job.prediction_id]}]
     assert purse(rt) == (0.0, 0.12)
 
 

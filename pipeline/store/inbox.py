@@ -127,7 +127,9 @@ def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: 
         },
     ).one()
     heard = Heard(row.verdict, row.job_id, row.attempt_id, row.state)
-    if heard.attempt_id and heard.verdict != Verdict.SUSPICIOUS and (row.number > 1 or not row.current):
+    if heard.attempt_id is None or heard.verdict == Verdict.SUSPICIOUS:
+        return heard
+    if row.number > 1 or not row.current or heard.before in {State.CANCELLED, State.FAILED}:
         budgets.spend(tx, flag_double_charges(tx, [heard.attempt_id]))
     return heard
 

@@ -145,15 +145,19 @@ def note(tx: Connection, job_id: UUID, kind: str, **data: object) -> None:
     tx.execute(_NOTE, {"job_id": job_id, "kind": kind, "data": json.dumps(data)})
 
 
-_CHARGED = text("""
-    SELECT DISTINCT a.job_id FROM attempts a
-    WHERE a.id = ANY(CAST(:ids AS uuid[])) AND a.outcome = 'accepted'
-      AND EXISTS (SELECT 1 FROM attempts o WHERE o.job_id = a.job_id AND o.id <> a.id AND o.outcome = 'accepted')
+# What ended without a task (cancelled, or refused), though one was made after all. What a person gave up is paid for.
+_IN_VAIN = "(j.finished_at IS NOT NULL AND j.prediction_id IS NULL AND j.settled_by IS DISTINCT FROM 'operator')"
+
+_CHARGED = text(f"""
+    SELECT DISTINCT a.job_id FROM attempts a JOIN jobs j ON j.id = a.job_id
+    WHERE a.id = ANY(CAST(:ids AS uuid[])) AND a.outcome = 'accepted' AND ({_IN_VAIN}
+      OR EXISTS (SELECT 1 FROM attempts o WHERE o.job_id = a.job_id AND o.id <> a.id AND o.outcome = 'accepted'))
     ORDER BY 1
 """)
 
-_UNFLAGGED = text("""
-    SELECT j.service_id, j.price,
+_UNFLAGGED = text(f"""
+    SELECT j.service_id, j.price, {_IN_VAIN} AND NOT EXISTS (
+               SELECT FROM events e WHERE e.job_id = j.id AND e.kind = 'job.charged_in_vain') AS in_vain,
            (SELECT array_agg(a.prediction_id ORDER BY a.number) FROM attempts a
             WHERE a.job_id = j.id AND a.outcome = 'accepted') AS charged,
            (SELECT count(*) FROM events e WHERE e.job_id = j.id AND e.kind = 'job.charged_twice') AS flagged
@@ -165,6 +169,8 @@ def flag_double_charges(tx: Connection, attempt_ids: Iterable[UUID]) -> list[Cha
     """
     Say so in the history of each job that one of these accepted attempts is not the only one of: once for each.
 
+    And of each that had ended without a task: its money was given back, and was spent after all.
+
     Returns:
         The charges newly flagged, for `budgets.spend`; not done here, because jobs are locked before budgets.
     """
@@ -173,6 +179,9 @@ def flag_double_charges(tx: Connection, attempt_ids: Iterable[UUID]) -> list[Cha
     for job_id in tx.execute(_CHARGED, {"ids": ids}).scalars().all() if ids else ():
         tx.execute(text("SELECT FROM jobs WHERE id = :id FOR UPDATE"), {"id": job_id})  # one counts at a time
         job = tx.execute(_UNFLAGGED, {"job_id": job_id}).one()
+        if job.in_vain:
+            note(tx, job_id, "job.charged_in_vain", prediction_ids=job.charged)
+            found.append(Charge(job.service_id, job.price))
         for number in range(job.flagged + 1, len(job.charged)):
             note(tx, job_id, "job.charged_twice", prediction_ids=job.charged, charges=number + 1)
             found.append(Charge(job.service_id, job.price))
