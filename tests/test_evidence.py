@@ -10,12 +10,14 @@ import pytest
 
 from pipeline.jobs import FINAL, State
 from pipeline.runtime import Runtime
+from pipeline.web.api import shapes
 from tests.commands import command
 from tests.conftest import WEBHOOK_SECRET, Caller
 from tests.factories import attempts, encoded, execute, placed, prediction, processing, queued, scalar, signed
 from tests.http import get, post
 from tests.test_api import is_problem
 from tests.test_cli import value
+from tests.test_openapi import fits
 from tests.test_receiver import deliver
 
 
@@ -31,6 +33,7 @@ def test_the_evidence_of_a_job_is_everything_that_is_known_of_it(rt: Runtime, we
     answer = get(f"{web}/v1/jobs/{job.job_id}/evidence", key=caller.key)
 
     assert answer.headers["content-disposition"] == f'attachment; filename="job-{job.job_id}.json"'
+    assert fits(shapes.Evidence, answer)
     found = answer.json
     assert found["job"] == get(f"{web}/v1/jobs/{job.job_id}", key=caller.key).json
     assert [one["outcome"] for one in found["attempts"]] == ["accepted"]

@@ -122,6 +122,62 @@ _EVENTS: list[dict[str, Any]] = [
 
 EVENTS = {"items": _EVENTS}
 
+_PREDICTION = COMPLETED["prediction_id"]
+_CALL_AT, _ENDED_AT = "2026-01-31T12:00:00.210Z", "2026-01-31T12:00:00.250Z"
+
+EVIDENCE: dict[str, Any] = {
+    "job": COMPLETED,
+    "callback_url": "https://shop.example.com/hooks/pictures",
+    "callback_task": None,
+    "attempts": [
+        {
+            "number": 1,
+            "started_at": _CALL_AT,
+            "ended_at": _ENDED_AT,
+            "outcome": "accepted",
+            "prediction_id": _PREDICTION,
+            "http_status": 200,
+            "error": None,
+        }
+    ],
+    "events": [{name: value for name, value in event.items() if name != "job_id"} for event in _EVENTS],
+    "callbacks": [
+        {
+            "received_at": "2026-01-31T12:00:09.090Z",
+            "verdict": "applied",
+            "prediction_id": _PREDICTION,
+            "headers": {
+                "webhook-id": "evt_1",
+                "webhook-timestamp": "1769860809",
+                "webhook-signature": "v3,6c1e0f0a5d7b4c3e9f8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c3d2e1f0a9b8c7d6e",
+            },
+            "body": f'{{"id":"{_PREDICTION}","status":"completed"}}',
+            "body_encoding": "utf-8",
+        }
+    ],
+    "notifications": [
+        {
+            "event": "job.completed",
+            "seq": 4,
+            "audience": "service",
+            "state": "pending",
+            "due_at": "2026-01-31T12:00:09.100Z",
+            "created_at": "2026-01-31T12:00:09.100Z",
+        }
+    ],
+    "charges": [
+        {
+            "prediction_id": _PREDICTION,
+            "certain": True,
+            "counts": True,
+            "price": 0.02,
+            "started_at": _CALL_AT,
+            "ended_at": _ENDED_AT,
+        }
+    ],
+    "retries": [],
+}
+
 STREAM = "retry: 1000\n\n" + "".join(
     f"id: {event['seq']}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n" for event in _EVENTS
 )

@@ -4,13 +4,13 @@ What the API answers, as models: `views` makes the answers, these describe them,
 A client should ignore fields that it does not know: others may be added in version 1, and none is taken away.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, Field
 
 from pipeline.errors import FAILURES
-from pipeline.jobs import State, Via
+from pipeline.jobs import Outcome, State, Via
 from pipeline.lifecycle.accept import JobRequest
 from pipeline.web.openapi.calls import KEY
 
@@ -121,14 +121,19 @@ class Batch(BaseModel):
     ids: list[UUID] = Field(description="In the order of the lines.")
 
 
-class Event(BaseModel):
+class Happening(BaseModel):
     """Something that happened to a job."""
 
-    job_id: UUID
     seq: int = Field(ge=1, description="Counts the job's events; the `id` in a stream.")
     at: AwareDatetime
     kind: str = Field(description="What happened, such as `job.completed`; the `event` in a stream.")
     data: dict[str, Any]
+
+
+class Event(Happening):
+    """Something that happened to a job, as it is told."""
+
+    job_id: UUID
     job: Job | None = Field(None, description="The job, with the last event of a stream. Absent otherwise.")
 
 
@@ -136,6 +141,65 @@ class EventList(BaseModel):
     """The events so far."""
 
     items: list[Event]
+
+
+class Attempt(BaseModel):
+    """One submission to the provider."""
+
+    number: int = Field(ge=1)
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None
+    outcome: Outcome | None = Field(description="How it ended, as far as is known.")
+    prediction_id: str | None
+    http_status: int | None
+    error: str | None
+
+
+class Callback(BaseModel):
+    """One callback of the provider's, as it came."""
+
+    received_at: AwareDatetime
+    verdict: str = Field(description="What was made of it, such as `applied` or `duplicate`.")
+    prediction_id: str | None
+    headers: dict[str, str] = Field(description="Those that its signature needs.")
+    body: str
+    body_encoding: Literal["utf-8", "base64"]
+
+
+class Notification(BaseModel):
+    """One message to whoever is to be told."""
+
+    event: str
+    seq: int
+    audience: str
+    state: str
+    due_at: AwareDatetime | None
+    created_at: AwareDatetime
+
+
+class Charge(BaseModel):
+    """One submission that was paid, or may have been."""
+
+    prediction_id: str | None
+    certain: bool = Field(description="Whether the provider is known to have taken it.")
+    counts: bool = Field(description="Whether it counts in budgets.")
+    price: float | None = Field(ge=0, description="In USD.")
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None
+
+
+class Evidence(BaseModel):
+    """Everything that is known of one job."""
+
+    job: Job
+    callback_url: str | None
+    callback_task: str | None
+    attempts: list[Attempt]
+    events: list[Happening]
+    callbacks: list[Callback]
+    notifications: list[Notification]
+    charges: list[Charge]
+    retries: list[UUID] = Field(description="The jobs that repeat this one.")
 
 
 class FieldProblem(BaseModel):

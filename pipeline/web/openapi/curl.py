@@ -12,7 +12,13 @@ LONG_LINE = 80
 
 
 def samples(path: str, method: str, parameters: Sequence[Parameter], call: Call) -> list[dict[str, str]]:
-    """One command for each example of the body, or the only one. Each has an Idempotency-Key of its own."""
+    """
+    One command for each example of the body, or the only one. Each has an Idempotency-Key of its own.
+
+    None of a call that cannot succeed yet.
+    """
+    if not call.answers:
+        return []
     if not call.body:
         return [_sample("cURL", _command(path, method, parameters, call))]
     return [
@@ -35,7 +41,7 @@ def _command(path: str, method: str, parameters: Sequence[Parameter], call: Call
             again = one.name == IDEMPOTENCY_KEY.name and nth > 1
             sent[one.place][one.name] = f"{one.example}-{nth}" if again else one.example
     for name, value in sent.get("path", {}).items():
-        path = path.replace(f"{{{name}}}", value)
+        path = path.replace(f"{{{name}}}", str(value))
     query = f"?{urlencode(sent['query'])}" if sent.get("query") else ""
     lines = [f'curl -sS --fail-with-body "$PIPELINE_URL{path}{query}"']
     if method == "post" and not call.body:

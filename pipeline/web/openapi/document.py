@@ -55,6 +55,9 @@ IN_PATH: Mapping[str, Parameter] = {
         {"type": "string", "format": "uuid"},
         JOB_ID,
     ),
+    "index": Parameter(
+        "index", "path", "The output's number, from 0. Whatever is none is an unknown output.", {"type": "integer"}, 0
+    ),
 }
 
 REFERENCE = "#/components/schemas/{model}"
