@@ -9,17 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pipeline import models
 from pipeline.runtime import Runtime
+from pipeline.web.api.examples import JOB_ID
 from tests.conftest import Caller
 from tests.factories import scalar
-from tests.http import get
+from tests.http import get, request
 from tests.test_openapi import operations
 
-SEED = "20261122"
-LONGEST_S = 120
+SEED = os.environ.get("FUZZ_SEED", "20261122")
+MAX_EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "15")  # of each call, in each phase
+LONGEST_S = 120 * max(1, int(MAX_EXAMPLES) // 15)
 
 
 def exact(document: dict[str, Any], service: str | None) -> dict[str, Any]:
@@ -78,12 +78,28 @@ def fuzz(web: str, folder: Path, *arguments: str, key: str | None, service: str 
     return done.stdout
 
 
-@pytest.mark.parametrize("operator", [False, True], ids=["service", "operator"])
-def test_no_request_gets_an_undocumented_answer(
-    operator: bool, rt: Runtime, web: str, make_caller: Callable[..., Caller], tmp_path: Path
+def test_no_request_of_a_service_gets_an_undocumented_answer(
+    rt: Runtime, web: str, caller: Caller, tmp_path: Path
 ) -> None:
-    caller = make_caller("shop", operator=operator)
+    """Calls alone, and one after the other on the same jobs; right ones succeed, wrong ones are refused."""
+    fuzz(web, tmp_path, "--max-examples", MAX_EXAMPLES, key=caller.key)
 
-    said = fuzz(web, tmp_path, "--max-examples", "25", key=caller.key, service="shop" if operator else None)
-    print(said)
-    print(scalar(rt, "SELECT count(*) FROM jobs"))
+
+def test_no_request_of_an_operator_gets_an_undocumented_answer(
+    rt: Runtime, web: str, make_caller: Callable[..., Caller], tmp_path: Path
+) -> None:
+    """Who may see all may ask for more."""
+    operator = make_caller("ops", operator=True)
+
+    fuzz(web, tmp_path, "--phases", "fuzzing", "--max-examples", MAX_EXAMPLES, key=operator.key, service="ops")
+
+
+def test_no_request_of_nobody_gets_more_than_a_401(rt: Runtime, web: str, tmp_path: Path) -> None:
+    """Whatever it is that is asked; the probes answer."""
+    fuzz(web, tmp_path, "--phases", "fuzzing", "--max-examples", "5", key=None)
+
+    assert scalar(rt, "SELECT count(*) FROM jobs") == 0
+    for method, path, operation in operations(get(f"{web}/openapi.json").json):
+        if "security" in operation:
+            url = f"{web}{path.format(job_id=JOB_ID, index=0)}"
+            assert request(method.upper(), url).status == 401, (method, path)
