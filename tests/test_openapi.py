@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from pipeline import predictions
 from pipeline.errors import FAILURES, PipelineError, callers_errors
 from pipeline.jobs import State
 from pipeline.runtime import Runtime
+from pipeline.store import budgets
+from pipeline.store.budgets import ACCOUNT
 from pipeline.web import create_app
 from pipeline.web.api import examples, shapes
 from pipeline.web.openapi.calls import EVENTS, JSON
@@ -273,6 +276,43 @@ def shell(command: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["sh", "-c", command], env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def documented(document: Document, method: str, path: str, answer: Answer, code: str) -> bool:
+    """Whether an error is one that its call is said to answer, with all that it carries."""
+    described = document["paths"][path][method]["responses"][str(answer.status)]
+    told = {"retry-after", "ratelimit", "ratelimit-policy", "www-authenticate"} & answer.headers.keys()
+    assert told <= {name.lower() for name in described["headers"]}
+    for name, header in described["headers"].items():
+        value = answer.headers.get(name.lower())
+        if value is not None:
+            schema = header["schema"]
+            Draft202012Validator(schema).validate(int(value) if schema["type"] == "integer" else value)
+    assert answer.json["code"] == code
+    assert code in described["content"][answer.headers["content-type"]]["examples"]
+    return fits(shapes.Problem, answer)
+
+
+def test_what_is_rarely_refused_is_described_too(rt: Runtime, web: str, caller: Caller, document: Document) -> None:
+    """Limits of size, money and pace are what a caller meets on a bad day, and cannot try out before."""
+    url, job = f"{web}/v1/jobs", {"input": {"prompt": "a lighthouse"}}
+    done = ended(rt, caller)
+    with rt.db.transaction() as tx:
+        budgets.open_(tx, ACCOUNT, "day", Decimal("0.01"))
+        budgets.catch_up(tx)
+
+    big = {"input": {"prompt": "x" * 300_000}}
+    assert documented(document, "post", "/v1/jobs", post(url, big, key=caller.key), "body_too_large")
+    lines = b"{}\n" * 10_001
+    answer = post(f"{url}/batch", lines, key=caller.key)
+    assert documented(document, "post", "/v1/jobs/batch", answer, "body_too_large")
+    assert documented(document, "post", "/v1/jobs", post(url, job, key=caller.key), "budget_exceeded")
+    answer = post(f"{url}/{done}/retry", key=caller.key)
+    assert documented(document, "post", "/v1/jobs/{job_id}/retry", answer, "budget_exceeded")
+    execute(rt, "UPDATE services SET requests_per_minute = 1")
+    assert get(url, key=caller.key).headers["ratelimit"]
+    assert documented(document, "get", "/v1/jobs", get(url, key=caller.key), "rate_limited")
+    assert documented(document, "get", "/v1/jobs", get(url), "unauthorized")
 
 
 # The pages

@@ -42,7 +42,7 @@ def exact(document: dict[str, Any], service: str | None) -> dict[str, Any]:
         fields["callback_url"] = {"enum": ["https://shop.example.com/hook", None]}
         fields["callback_task"] = {"type": "null"}
     batch = document["paths"]["/v1/jobs/batch"]["post"]["requestBody"]["content"]["application/x-ndjson"]
-    lines = {"type": "array", "items": batch["schema"]["x-itemSchema"], "minItems": 1, "maxItems": 5}
+    lines = {"type": "array", "items": batch["schema"]["x-itemSchema"], "minItems": 1}
     batch |= {"schema": lines, "examples": {}}
     for _, _, operation in operations(document):
         for one in operation["parameters"]:

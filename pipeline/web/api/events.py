@@ -38,6 +38,7 @@ DATABASE_AWAY_S = 1.0
 _SEQ = re.compile("[0-9]{1,9}")
 
 
+_LAST_SEEN = {"type": "string", "pattern": "^[0-9]{0,9}$"}  # empty: nothing was seen
 _SEQ_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 
 
@@ -50,7 +51,7 @@ _SEQ_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
         " `Accept: application/json` the answer is what has happened so far.",
         place=5,
         parameters=[
-            Parameter("Last-Event-ID", "header", "Go on after the event of this `id`.", _SEQ_SCHEMA),
+            Parameter("Last-Event-ID", "header", "Go on after the event of this `id`.", _LAST_SEEN),
             Parameter("after", "query", "The same, for clients that cannot send the header, which wins.", _SEQ_SCHEMA),
         ],
         answers=[

@@ -56,8 +56,9 @@ def _pages() -> _Pages:
 def _made(app: Flask) -> _Pages:
     """Made at the first request, and the same until the process ends: the code does not change under it."""
     described: dict[str, Any] = document.build(app)
+    order = [(path, method) for path, method, *_ in document.calls(app)]
     style = Markup(STYLE)  # noqa: S704  # a file of ours
-    html = render_template("docs.html", document=described, style=style, words=words)
+    html = render_template("docs.html", document=described, order=order, style=style, words=words)
     return _Pages(json.dumps(described, ensure_ascii=False), html)
 
 
