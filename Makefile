@@ -3,7 +3,7 @@
 # CHAOS_S, CHAOS_JOBS, CHAOS_LIST_INPUT (on, off), CHAOS_SEED, CHAOS_ARGS (see benchmarks/CHAOS.md).
 
 BIN := .venv/bin
-.PHONY: setup demo dev test test-slow test-rabbitmq test-node stateful chaos chaos-lost lint format clean
+.PHONY: setup demo dev test test-slow test-rabbitmq test-node stateful chaos chaos-lost fuzz lint format clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.run  ## the virtual environment, with what runs the product on this machine
@@ -48,6 +48,10 @@ chaos-lost: .venv/.dev  ## 200 jobs at a provider that loses a third of its answ
 stateful: .venv/.dev  ## a long search for an order of events that breaks a promise
 	STATEFUL_EXAMPLES=$${STATEFUL_EXAMPLES:-2000} STATEFUL_STEPS=$${STATEFUL_STEPS:-60} \
 		$(BIN)/python -m pytest -n 2 -m "long or not long" tests/test_stateful.py
+
+fuzz: .venv/.dev  ## a long search for a request that the API answers in a way nobody is told of
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-300} FUZZ_SEED=$${FUZZ_SEED:-$$$$} \
+		$(BIN)/python -m pytest --timeout 3600 tests/test_openapi_fuzz.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -38,7 +38,6 @@ DATABASE_AWAY_S = 1.0
 _SEQ = re.compile("[0-9]{1,9}")
 
 
-_LAST_SEEN = {"type": "string", "pattern": "^[0-9]{0,9}$"}  # empty: nothing was seen
 _SEQ_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 
 
@@ -51,7 +50,7 @@ _SEQ_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
         " `Accept: application/json` the answer is what has happened so far.",
         place=5,
         parameters=[
-            Parameter("Last-Event-ID", "header", "Go on after the event of this `id`.", _LAST_SEEN),
+            Parameter("Last-Event-ID", "header", "Go on after the event of this `id`.", _SEQ_SCHEMA),
             Parameter("after", "query", "The same, for clients that cannot send the header, which wins.", _SEQ_SCHEMA),
         ],
         answers=[
@@ -102,11 +101,13 @@ def stream_events(job_id: str) -> ResponseReturnValue:
 
 def _after() -> int:
     """The event after which to go on; a client that comes back sends the header, whatever its first address said."""
-    said = {"after": request.args.get("after", "0"), "Last-Event-ID": request.headers.get("Last-Event-ID") or "0"}
+    said = {"after": request.args.get("after", "0")}
+    if "Last-Event-ID" in request.headers:  # empty where it was no ASCII: to send all again would be no answer to that
+        said["Last-Event-ID"] = request.headers["Last-Event-ID"]
     message = "Must be the id of an event of this job: a whole number."
     if wrong := [FieldError(name, message) for name, text in said.items() if not _SEQ.fullmatch(text)]:
         raise InvalidInput(errors=wrong)
-    return int(request.headers.get("Last-Event-ID") or said["after"])
+    return int(said.get("Last-Event-ID", said["after"]))
 
 
 def _stream(rt: Runtime, service: Service, watches: Watcher, watch: Watch, after: int) -> Iterator[str]:
