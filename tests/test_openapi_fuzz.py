@@ -20,8 +20,8 @@ from tests.test_openapi import operations
 NOT_BLANK = r"[^\s\u001c-\u001f\u0085]"  # what is blank in Python, and not everywhere
 
 SEED = os.environ.get("FUZZ_SEED", "20261122")
-MAX_EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "15")  # of each call, in each phase
-LONGEST_S = 120 * max(1, int(MAX_EXAMPLES) // 15)
+MAX_EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "10")  # of each call, in each phase
+LONGEST_S = 120 * max(1, int(MAX_EXAMPLES) // 10)
 
 
 def exact(document: dict[str, Any], service: str | None) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_no_request_of_an_operator_gets_an_undocumented_answer(
 
 def test_no_request_of_nobody_gets_more_than_a_401(rt: Runtime, web: str, tmp_path: Path) -> None:
     """Whatever it is that is asked; the probes answer."""
-    fuzz(web, tmp_path, "--phases", "fuzzing", "--max-examples", "5", key=None)
+    fuzz(web, tmp_path, "--phases", "fuzzing", "--max-examples", "3", key=None)
 
     assert scalar(rt, "SELECT count(*) FROM jobs") == 0
     for method, path, operation in operations(get(f"{web}/openapi.json").json):
