@@ -594,8 +594,9 @@ def test_a_hint_is_kept_while_the_provider_does_not_answer(
     assert attempts(rt, job.job_id)[0].prediction_id == wanted
 
 
+@pytest.mark.parametrize("broken", ["before", "after"])
 def test_a_read_that_breaks_off_says_nothing_of_those_lost_at_another_time(
-    make_rt: MakeRuntime, caller: Caller, start_worker: StartWorker
+    broken: str, make_rt: MakeRuntime, caller: Caller, start_worker: StartWorker
 ) -> None:
     """Read as one, the times of all whom nothing can prove would grow until no read ever ended: nobody was found."""
     widths: list[timedelta] = []
@@ -603,26 +604,29 @@ def test_a_read_that_breaks_off_says_nothing_of_those_lost_at_another_time(
     def answer(request: Request, connection: socket.socket) -> None:
         asked = json.loads(request.body)
         now = datetime.now(UTC)
-        old = False
+        asked_of = ""
         if "created_after" in asked:
             first, last = (datetime.fromisoformat(asked[name]) for name in ("created_after", "created_before"))
             widths.append(last - first)
-            old = last < now - timedelta(minutes=5)
+            asked_of = "before" if last < now - timedelta(minutes=5) else "after"
         empty = {"data": {"page": 1, "items": []}}
-        connection.sendall(http(500) if old else http(200, empty, Date=format_datetime(now, usegmt=True)))
+        fine = http(200, empty, Date=format_datetime(now, usegmt=True))
+        connection.sendall(http(500) if asked_of == broken else fine)
 
     with wire(answer) as server:
         rt = make_rt(wavespeed_base_url=server.url, unknown_patience_s=3600)
-        before, after = unknown(rt, caller.service), unknown(rt, caller.service)
+        jobs = {"before": unknown(rt, caller.service), "after": unknown(rt, caller.service)}
         earlier = "started_at = started_at - interval '9 minutes', ended_at = ended_at - interval '9 minutes'"
-        execute(rt, f"UPDATE attempts SET {earlier} WHERE job_id = :id", id=before.job_id)
+        execute(rt, f"UPDATE attempts SET {earlier} WHERE job_id = :id", id=jobs["before"].job_id)
+        unread = jobs.pop(broken)
+        (read,) = jobs.values()
         look_now(rt)
         worker = start_worker(rt)
-        swept(worker, lambda: "attempt.look_failed" in kinds(rt, before.job_id))
+        swept(worker, lambda: "attempt.look_failed" in kinds(rt, unread.job_id))
+        swept(worker, lambda: "attempt.looked_for" in kinds(rt, read.job_id))
         worker.stop()
 
-    assert "attempt.looked_for" in kinds(rt, after.job_id)
-    assert "attempt.look_failed" not in kinds(rt, after.job_id)
+    assert "attempt.look_failed" not in kinds(rt, read.job_id)
     assert max(widths) < timedelta(minutes=1)
 
 

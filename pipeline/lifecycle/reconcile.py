@@ -109,18 +109,24 @@ class Reconciler:
             self._unread(lost, error)
             return
         groups = sorted(self._clusters(lost), key=lambda group: group[-1].started_at, reverse=True)
+        failures = 0
         while groups:
             group, *groups = groups
             waited_s = time.monotonic() - clock.started
             try:
                 reading = self._read(group)
             except ProviderError as error:
-                model = group[0].model if self._is_of_the_model(error) else None
-                self._unread(
-                    [one for other in (group, *groups) if model in {None, other[0].model} for one in other], error
-                )
-                groups = [other for other in groups if model not in {None, other[0].model}]
+                failures += 1
+                if self._is_of_the_model(error):
+                    hopeless = [other for other in groups if other[0].model == group[0].model]
+                elif failures > 1 or isinstance(error, KeyRefused):  # one that fails may be of that time alone
+                    hopeless = groups
+                else:
+                    hopeless = []
+                self._unread([one for other in (group, *hopeless) for one in other], error)
+                groups = [other for other in groups if other not in hopeless]
                 continue
+            failures = 0
             with self._rt.db.transaction() as tx:
                 taken = missing.known_ids(tx, [item.id for item in reading.items])
             for one in group:
