@@ -605,7 +605,7 @@ keys = st.none() | st.text(st.characters(max_codepoint=255, exclude_characters="
 
 
 @settings(
-    max_examples=300,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -290,7 +290,7 @@ def test_a_batch_without_known_prices_waits_to_be_admitted(
 
 
 @settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

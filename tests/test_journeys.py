@@ -101,10 +101,10 @@ def test_with_the_broker_gone_jobs_are_accepted_and_a_sweep_alone_finishes_them(
 def test_flushing_the_broker_in_the_middle_loses_no_job() -> None:
     """Messages are only wake-up calls."""
     with journey({"generation_s": 0.2}) as it:
-        it.enqueue(250)
+        it.enqueue(150)
         with redis.Redis.from_url(it.stack.broker_url) as broker:
             broker.flushall()
-            it.enqueue(250, "and another")
+            it.enqueue(150, "and another")
             broker.flushall()
         it.all_complete()
 
@@ -112,7 +112,7 @@ def test_flushing_the_broker_in_the_middle_loses_no_job() -> None:
 def test_workers_killed_twice_during_their_posts_cost_no_job_and_no_second_charge() -> None:
     """The answers of POSTs under way are lost with their process: found again in the provider's list."""
     faults = {"latency_s": 1.0, "generation_s": 0.2, "webhook_drop": 0.5}
-    with journey(faults, workers=2) as it:
+    with journey(faults, workers=2, env={"POLL_AFTER_S": "4"}) as it:
         for round_ in ("first", "second"):
             before = it.provider.arrivals()["count"]
             it.enqueue(25, f"{round_} round")

@@ -246,7 +246,7 @@ said = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampl
 queries = st.lists(st.tuples(names, said), max_size=4).map(urlencode) | st.binary(max_size=60).map(quote)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=queries | st.text("%&=.+0123456789abcdefmt", max_size=60))
 def test_no_query_is_a_fault_of_ours(rt: Runtime, caller: Caller, query: str) -> None:
     """Answered or refused, never a 500."""

@@ -252,7 +252,7 @@ def assert_storable(prediction: Prediction) -> None:
     assert abs(prediction.error_code or 0) < 2**31
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(value=predictions)
 def test_an_optional_field_of_any_kind_breaks_nothing(value: dict[str, Any]) -> None:
     """The verdict was paid for: an odd field beside it must not cost it."""
@@ -263,7 +263,7 @@ def test_an_optional_field_of_any_kind_breaks_nothing(value: dict[str, Any]) -> 
     assert_storable(read(json.dumps(value).encode()))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(value=values)
 def test_any_json_is_a_prediction_or_unreadable(value: Any) -> None:
     """No third thing."""
@@ -273,7 +273,7 @@ def test_any_json_is_a_prediction_or_unreadable(value: Any) -> None:
         assert_storable(read(json.dumps(value).encode()))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(body=st.binary(max_size=100) | text.map(lambda words: words.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_a_prediction_or_unreadable(body: bytes) -> None:
     """The same for what is not JSON at all."""
@@ -281,7 +281,7 @@ def test_any_bytes_are_a_prediction_or_unreadable(body: bytes) -> None:
         assert_storable(read(body))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(value=values)
 def test_what_is_storable_stays_as_it_is(value: Any) -> None:
     """Made storable twice is the same as once, and what was storable is not touched."""

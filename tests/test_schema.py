@@ -26,6 +26,8 @@ from tests.factories import until
 
 MIGRATIONS = sorted(Path(schema.__file__).parents[2].joinpath("migrations").rglob("*.py"))
 
+pytestmark = pytest.mark.xdist_group("schema")  # the crowded database is filled once
+
 NewDatabase = Callable[[str], str]
 
 DEFINITIONS = """

@@ -36,6 +36,7 @@ from tests.test_worker import own_database
 pytestmark = pytest.mark.xdist_group("stopping")
 
 POOLS = {"threads": "--pool threads", "prefork": "--pool prefork --concurrency 2"}
+POOL_KINDS = ["threads", pytest.param("prefork", marks=pytest.mark.slow)]
 LEAVES_S = 25.0
 ALIVE = "SELECT count(*) FROM workers"
 LOCKED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -117,7 +118,7 @@ def locked(rt: Runtime) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("kind", POOL_KINDS)
 def test_a_second_sigterm_cuts_no_answer_off(
     kind: str, rt: Runtime, env: dict[str, str], caller: Caller, sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -137,7 +138,7 @@ def test_a_second_sigterm_cuts_no_answer_off(
     assert once_each(sandbox, 8)
 
 
-@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("kind", POOL_KINDS)
 def test_a_message_in_the_middle_of_its_task_is_not_lost(
     kind: str, rt: Runtime, env: dict[str, str], caller: Caller, send: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -188,7 +189,7 @@ def test_a_pool_process_asked_alone_ends_its_posts_and_is_replaced(
     assert states(rt, [*jobs, later]) == {State.PROCESSING: 9}
 
 
-@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("kind", POOL_KINDS)
 def test_all_leave_while_the_database_is_away(
     kind: str, environ: dict[str, str], env: dict[str, str], sandbox: Sandbox, send: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -231,7 +232,7 @@ def test_posts_whose_answers_find_no_database_at_the_end_are_found_again(
         assert once_each(sandbox, 8)
 
 
-@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("kind", POOL_KINDS)
 def test_a_process_may_be_stopped_while_it_starts(
     kind: str, rt: Runtime, env: dict[str, str], caller: Caller, sandbox: Sandbox, tmp_path: Path
 ) -> None:
