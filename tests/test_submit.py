@@ -77,14 +77,20 @@ def resume(rt: Runtime) -> None:
     execute(rt, "UPDATE account SET probe_at = clock_timestamp()")
 
 
+ANSWER_S = 0.3
+"""How long the provider takes to answer where it matters that one answer comes before another POST."""
+
+
 def one_post_was_first(rt: Runtime, after: Any) -> bool:
-    """Whether, of all attempts since, the first had ended before the second began."""
+    """Whether, of all attempts since, the second began when the first could have been answered: after ANSWER_S."""
     return bool(
         scalar(
             rt,
-            "SELECT min(ended_at) <= (array_agg(started_at ORDER BY started_at))[2]"
-            " FROM attempts WHERE started_at > :after",
+            "SELECT started[2] - started[1] >= make_interval(secs => :answer_s)"
+            " FROM (SELECT array_agg(started_at ORDER BY started_at) AS started FROM attempts"
+            "       WHERE started_at > :after) a",
             after=after,
+            answer_s=ANSWER_S,
         )
     )
 
@@ -339,7 +345,7 @@ def test_a_revoked_key_halts_the_account_until_a_probe_finds_it_restored(
     assert account(rt).halted_reason == "key_refused"
     assert sandbox.arrivals()["count"] == posts
 
-    sandbox.faults(revoked=False)
+    sandbox.faults(revoked=False, latency_s=ANSWER_S)
     now = scalar(rt, "SELECT clock_timestamp()")
     resume(rt)
     swept(worker, all_are(rt, jobs, State.COMPLETED))
@@ -417,6 +423,7 @@ def test_an_empty_account_halts_until_it_is_topped_up(
     assert sandbox.arrivals()["count"] == posts
 
     sandbox.set_balance(50)
+    sandbox.faults(latency_s=ANSWER_S)
     now = scalar(rt, "SELECT clock_timestamp()")
     resume(rt)
     swept(worker, all_are(rt, jobs, State.COMPLETED))
@@ -646,7 +653,7 @@ def test_a_failing_provider_is_tried_with_one_post_at_a_time(
         assert scalar(rt, "SELECT count(*) FROM attempts") == posts + 1
     assert waits == [2, 4, 8]
 
-    sandbox.faults(redirect_307=0)
+    sandbox.faults(redirect_307=0, latency_s=ANSWER_S)
     now = scalar(rt, "SELECT clock_timestamp()")
     execute(rt, "UPDATE account SET backoff_until = clock_timestamp(), pacer = NULL")
     swept(worker, all_are(rt, jobs, State.COMPLETED))
