@@ -21,8 +21,8 @@ demo: .venv/.run  ## a dozen jobs through all of it
 dev: .venv/.run  ## all of it, kept running; data and keys in .dev
 	@$(BIN)/python -m pipeline dev --data .dev $(ARGS)
 
-test: .venv/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+test: .venv/.dev  ## three at a time: they wait more than they work
+	$(BIN)/python -m pytest -n 3 --dist loadgroup $(PYTEST_ARGS)
 
 test-slow: .venv/.dev  ## what takes too long to wait for after every change
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -78,7 +78,8 @@ def resume(rt: Runtime) -> None:
 
 
 ANSWER_S = 0.3
-"""How long the provider takes to answer where it matters that one answer comes before another POST."""
+SLOWLY: dict[str, object] = {"latency_s": ANSWER_S, "generation_s": 2 * ANSWER_S}
+"""The answer to a POST takes so long, and its callback longer: where one must have come before another POST begins."""
 
 
 def one_post_was_first(rt: Runtime, after: Any) -> bool:
@@ -345,7 +346,7 @@ def test_a_revoked_key_halts_the_account_until_a_probe_finds_it_restored(
     assert account(rt).halted_reason == "key_refused"
     assert sandbox.arrivals()["count"] == posts
 
-    sandbox.faults(revoked=False, latency_s=ANSWER_S)
+    sandbox.faults(revoked=False, **SLOWLY)
     now = scalar(rt, "SELECT clock_timestamp()")
     resume(rt)
     swept(worker, all_are(rt, jobs, State.COMPLETED))
@@ -423,7 +424,7 @@ def test_an_empty_account_halts_until_it_is_topped_up(
     assert sandbox.arrivals()["count"] == posts
 
     sandbox.set_balance(50)
-    sandbox.faults(latency_s=ANSWER_S)
+    sandbox.faults(**SLOWLY)
     now = scalar(rt, "SELECT clock_timestamp()")
     resume(rt)
     swept(worker, all_are(rt, jobs, State.COMPLETED))
@@ -653,7 +654,7 @@ def test_a_failing_provider_is_tried_with_one_post_at_a_time(
         assert scalar(rt, "SELECT count(*) FROM attempts") == posts + 1
     assert waits == [2, 4, 8]
 
-    sandbox.faults(redirect_307=0, latency_s=ANSWER_S)
+    sandbox.faults(redirect_307=0, **SLOWLY)
     now = scalar(rt, "SELECT clock_timestamp()")
     execute(rt, "UPDATE account SET backoff_until = clock_timestamp(), pacer = NULL")
     swept(worker, all_are(rt, jobs, State.COMPLETED))
