@@ -34,7 +34,7 @@ How long one process has the list to itself, from each page on. A second reader 
 what one that was killed leaves undone must not wait until it is taken for dead.
 """
 
-TAKEN_S = 10.0
+TAKEN_S = 3.0
 """
 How long the jobs of one look are not due, unless it says otherwise. Not as long as a look may last: nobody else looks
 meanwhile, by the lease; but what a look leaves unsaid, because its process or the database died, must not wait for it.
