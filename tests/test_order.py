@@ -1,6 +1,7 @@
 """Order: whose job is next. Shares, caps, pauses, times and priorities; the account's own limits are in test_claims."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -19,10 +20,12 @@ from pipeline.store.services import Service
 from pipeline.store.tables import new_id
 from pipeline.sweep import sweep
 from tests.conftest import Caller
-from tests.factories import MODEL, at_once, execute, scalar, state
+from tests.factories import MODEL, at_once, execute, scalar, state, until
 from tests.test_claims import AMPLE, age, put, settle
 
 OTHER = "openai/dall-e-3"
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture
@@ -237,6 +240,20 @@ def test_a_long_queue_is_parked_and_freed_to_the_last(
     with rt.db.transaction() as tx:
         alarms.due(tx)
     assert scalar(rt, "SELECT queued_from <= (SELECT min(due_at) FROM jobs) FROM account"), "all of them can be found"
+
+
+def test_who_resumes_a_model_waits_for_who_parks_its_jobs_just_then(rt: Runtime, shop: Service) -> None:
+    """A sweep that was at it would leave them parked, and they would expire though nothing is paused."""
+    jobs = put(rt, shop, 3, model=OTHER)
+    with rt.db.transaction() as tx:
+        store.pause(tx, OTHER)
+    with ThreadPoolExecutor(1) as others:
+        with rt.db.transaction() as tx:
+            store.park(tx)
+            resumed = others.submit(pauses.resume, rt, OTHER)
+            until(lambda: resumed.done() or scalar(rt, WAITING))
+        assert resumed.result()
+    assert started(rt) == set(jobs)
 
 
 # -- times and priorities ---------------------------------------------------------------------------------------------

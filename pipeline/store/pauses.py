@@ -40,15 +40,18 @@ class Batch:
 
 
 def _batch(whose: str, which: str, due_at: str) -> str:
-    # By id, along the index of each service's jobs by model: what was done already is not read again.
+    # By id, along the index of each service's jobs by model: what was done already is not read again. The models are
+    # held, so that who resumes one waits for who is parking its jobs just then: nobody would free them afterwards.
     return f"""
-        WITH chosen AS MATERIALIZED (
-            SELECT q.id FROM models m CROSS JOIN services s CROSS JOIN LATERAL (
+        WITH held AS MATERIALIZED (
+            SELECT id FROM models WHERE {whose} ORDER BY id FOR SHARE
+        ), chosen AS MATERIALIZED (
+            SELECT q.id FROM held m CROSS JOIN services s CROSS JOIN LATERAL (
                 SELECT id FROM jobs
                 WHERE service_id = s.id AND model = m.id AND state = 'queued' AND id > :after AND admitted AND {which}
                 ORDER BY id LIMIT {BATCH}
             ) q
-            WHERE {whose} ORDER BY q.id LIMIT {BATCH}
+            ORDER BY q.id LIMIT {BATCH}
         ), locked AS (
             SELECT id, row_number() OVER (ORDER BY id) AS place FROM (
                 SELECT id FROM jobs WHERE id IN (SELECT id FROM chosen) AND state = 'queued'
@@ -61,11 +64,11 @@ def _batch(whose: str, which: str, due_at: str) -> str:
     """
 
 
-_PARK = text(_batch("m.paused_at IS NOT NULL", "due_at < deadline_at", "j.deadline_at"))
+_PARK = text(_batch("paused_at IS NOT NULL", "due_at < deadline_at", "j.deadline_at"))
 
 _FREE = text(
     _batch(
-        "m.id = :model AND m.paused_at IS NULL",
+        "id = :model AND paused_at IS NULL",
         "due_at >= deadline_at AND deadline_at > statement_timestamp()",
         "greatest(j.run_at, statement_timestamp() + l.place * interval '1 microsecond')",  # in the order they came
     )
