@@ -143,6 +143,33 @@ def test_a_page_may_end_before_it_is_full_and_loses_nothing(rt: Runtime, caller:
     assert 3 < steps < 12
 
 
+def test_jobs_that_come_while_a_page_is_read_cost_it_none(rt: Runtime, caller: Caller, monkeypatch: Any) -> None:
+    """How far a page leads, and what is on it, are two statements: the job at its very end was on no page."""
+    monkeypatch.setattr(lists, "AT_MOST", 10)
+    service_ids = [caller.service.id]
+    many(rt, caller, 5, "queued", {"a": "2"})
+    many(rt, caller, 1, "queued", {"a": "1", "b": "1"})
+    many(rt, caller, 9, "queued", {"a": "1", "b": "2"})
+    many(rt, caller, 20, "queued", {"b": "1"})
+    meanwhile = iter([2])
+
+    def reach(*words: Any) -> Any:
+        found = real(*words)
+        for count in meanwhile:
+            many(rt, caller, count, "queued", {"a": "1", "b": "2"})
+        return found
+
+    real = lists._reach
+    monkeypatch.setattr(lists, "_reach", reach)
+    found, after, pages_ = [], None, 0
+    while after or not pages_:
+        with rt.db.transaction() as tx:
+            page = lists.page(tx, Wanted(service_ids, metadata={"a": "1", "b": "1"}), after=after, limit=3)
+        found += [one.id for one in page.rows]
+        after, pages_ = page.next, pages_ + 1
+    assert (len(found), pages_) == (1, 2)
+
+
 def test_the_leading_index_is_the_one_that_leads_furthest(rt: Runtime, caller: Caller, monkeypatch: Any) -> None:
     """A rare state among jobs that all have the label, and a rare label among jobs in one state: one page each."""
     monkeypatch.setattr(lists, "AT_MOST", 10)

@@ -18,6 +18,7 @@ from pipeline.jobs import State
 AT_MOST = 5000
 """How many entries of the leading index one page looks at."""
 
+_NO_LIMIT = 2**31 - 1
 _OLDEST, _NEWEST = UUID(int=0), UUID(int=2**128 - 1)
 
 
@@ -104,6 +105,9 @@ def page(tx: Connection, wanted: Wanted, *, after: UUID | None = None, limit: in
         depth = max(depth, AT_MOST // max(1, len(service_ids or ())))
         reaches = [_reach(tx, one, values, depth) for one in leads]
         reach, lead = min(zip(reaches, leads, strict=True), key=lambda both: both[0] or _OLDEST)
+        # What has come since then is newer: it may not push off, onto no page, what was counted as this one's.
+        values |= {"oldest": reach or _OLDEST}
+        depth = _NO_LIMIT
     left = " AND ".join(sql for name, sql in filters.items() if name not in lead.answers)
     rows = tx.execute(_statement(lead, left), {**values, "depth": depth, "limit": limit + 1, "reach": reach}).all()
     if len(rows) > limit:
