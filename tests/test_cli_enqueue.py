@@ -167,6 +167,17 @@ def test_a_file_that_is_not_there_is_said_in_a_line(rt: Runtime, run: Run, tmp_p
         assert "cannot be read" in refusal(run("enqueue", "--file", str(path)))
 
 
+def test_a_file_may_be_a_pipe(rt: Runtime, run: Run, tmp_path: Path) -> None:
+    """As shells make of `--file <(…)`: it cannot be read twice, so it is kept."""
+    pipe = tmp_path / "jobs.jsonl"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as others:
+        written = others.submit(pipe.write_text, '{"input": {"prompt": "a mill"}}\n')
+        assert run("enqueue", "--file", str(pipe)).returncode == 0
+        written.result()
+    assert prompts(rt) == ["a mill"]
+
+
 def lines_of(*prompts: str) -> Callable[[], Iterator[tuple[int, dict[str, Any]]]]:
     return lambda: iter([(number, {"input": {"prompt": prompt}}) for number, prompt in enumerate(prompts, 1)])
 

@@ -165,14 +165,22 @@ def _fetch(rt: Runtime, ids: Sequence[UUID], folder: Path) -> list[str]:
 
 
 def _opened(file: Path | None) -> BinaryIO:
-    """The file; or all of standard input, so that it can be read twice."""
-    if file is not None and file != Path("-"):
-        try:
-            return file.open("rb")
-        except OSError as error:
-            raise InvalidInput(f"{file} cannot be read: {error.strerror}.") from None
+    """The file; or all of standard input, or of a pipe such as `<(…)`, so that it can be read twice."""
+    if file is None or file == Path("-"):
+        return _kept(sys.stdin.buffer)
+    try:
+        source = file.open("rb")
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read: {error.strerror}.") from None
+    if source.seekable():
+        return source
+    with source:
+        return _kept(source)
+
+
+def _kept(source: BinaryIO) -> BinaryIO:
     spool: Any = tempfile.SpooledTemporaryFile(_MEMORY_BYTES)  # noqa: SIM115 - whoever asked closes it
-    shutil.copyfileobj(sys.stdin.buffer, spool)
+    shutil.copyfileobj(source, spool)
     return spool  # type: ignore[no-any-return]
 
 
