@@ -328,6 +328,19 @@ def test_a_file_comes_from_our_copy_and_else_from_the_provider_who_never_sees_th
             client.download(job, to=tmp_path)
 
 
+@pytest.mark.parametrize(("value", "text"), [("a red house", "a red house"), ({"score": 1}, '{"score": 1}')])
+def test_a_result_that_is_no_file_becomes_one(value: Any, text: str, tmp_path: Path) -> None:
+    """Some models answer with words: there is nothing to wait for, five minutes long."""
+    from pipeline.client import Job
+
+    with wire(files) as server, client_of(server) as client:
+        job = Job.read(outputs(server, source_url=None, value=value))
+        assert job.outputs[0].value == value
+        path = client.download(job, to=tmp_path)
+        assert (path, path.read_text()) == (tmp_path / "0199-0.txt", text)
+        assert not server.requests
+
+
 @pytest.mark.parametrize("mode", ["cut", "damaged"])
 def test_a_file_is_there_whole_or_not_at_all(mode: str, tmp_path: Path) -> None:
     """Nobody can tell half a picture from a whole one by its name."""

@@ -11,7 +11,11 @@ ENDED = frozenset({"completed", "failed", "cancelled", "expired"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """One file of a job. `source_url` is the provider's, for some days; `url` is the pipeline's own copy, if any."""
+    """
+    One file of a job. `source_url` is the provider's, for some days; `url` is the pipeline's own copy, if any.
+
+    Of some models a result is no file, such as a text: it has no address, and is the `value`.
+    """
 
     index: int
     url: str | None = None
@@ -24,6 +28,7 @@ class Output:
     nsfw: bool | None = None
     review: str | None = None
     stored: bool | None = None
+    value: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

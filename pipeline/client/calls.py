@@ -116,11 +116,20 @@ def output_of(job: Job, index: int) -> Output:
     raise NotFound(404, "unknown_output", f"The job {job.id} is {job.state} and has no output {index}.")
 
 
+def value_of(output: Output) -> bytes | None:
+    """What stands in the file of a result that came as none; None when there is a file to fetch."""
+    if output.value is None or output.source_url or output.url:
+        return None
+    return (output.value if isinstance(output.value, str) else json.dumps(output.value)).encode()
+
+
 def place_of(to: str | Path, job: Job, output: Output) -> Path:
     """Where an output goes: to the file named, or, into a folder, under the job's id and its number."""
     place = Path(to)
     if not place.is_dir() and not str(to).endswith("/"):
         return place
+    if value_of(output) is not None:
+        return place / f"{job.id}-{output.index}.txt"
     return place / name_of(job.id, output.index, output.source_url or output.url, output.content_type)
 
 
