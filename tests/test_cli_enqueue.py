@@ -255,7 +255,12 @@ def test_ctrl_c_while_waiting_says_which_jobs_go_on(rt: Runtime, environ: dict[s
     words = [str(PIPELINE), "enqueue", "-", "--wait"]
     env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "COLUMNS": "200", **environ}
     with subprocess.Popen(
-        words, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        words,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it may be ignored here
     ) as process:
         assert process.stdin
         assert process.stderr
