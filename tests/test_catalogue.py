@@ -12,6 +12,7 @@ from pipeline import catalogue
 from pipeline.catalogue import Offer
 from pipeline.errors import InvalidInput
 from pipeline.jobs import State
+from pipeline.lifecycle import accept
 from pipeline.lifecycle.accept import check
 from pipeline.models import UNREAD, Catalogue, Listing
 from pipeline.runtime import Runtime
@@ -238,6 +239,24 @@ def test_each_door_refuses_what_the_catalogue_does_not_have(
     job_id = written(rt, caller.service, model="openai/dalle-3")
     swept(start_worker(), lambda: state(rt, job_id) == State.FAILED)
     assert row(rt, job_id).error["message"] == f"model: {message}"
+
+
+def test_what_was_accepted_under_a_key_stays_so_when_its_model_is_withdrawn(
+    make_rt: Callable[..., Runtime], caller: Caller
+) -> None:
+    """Told that it is refused, a caller who asks again would believe that nothing is generated, or paid."""
+    rt = make_rt()
+    read(rt, MODEL, DALL_E_3)
+    body = {"model": DALL_E_3, "input": {"prompt": "a lighthouse"}}
+    job_id, made = accept.take(rt, caller.service, body, key="order-1")
+    assert made
+
+    read(rt, MODEL, believed=True)
+    rt = make_rt()  # a process that knows the catalogue as it is now
+    assert accept.take(rt, caller.service, body, key="order-1") == (job_id, False)
+    for other, key in ((body, "order-2"), (body, None), ({**body, "priority": 1}, "order-1")):
+        with pytest.raises(InvalidInput):
+            accept.take(rt, caller.service, other, key=key)
 
 
 def test_an_operator_reads_the_catalogue_and_what_is_in_it(run: Run, sandbox: Sandbox) -> None:

@@ -127,6 +127,32 @@ def decode(body: bytes) -> Any:
         raise MalformedRequest("The body must be a JSON object in UTF-8.") from None
 
 
+def take(rt: Runtime, service: Service, value: Any, *, key: str | None = None) -> tuple[UUID, bool]:
+    """
+    Check a request as it came, and accept it: `check`, then `accept`.
+
+    What was accepted once under its *key* stays so, though it would be refused by now: its model was withdrawn since.
+    """
+    try:
+        request = check(value, default_model=rt.settings.default_model, catalogue=rt.catalogue())
+        return accept(rt, service, request, key=key)
+    except InvalidInput:
+        if known := _accepted_before(rt, service, value, key):
+            return known, False
+        raise
+
+
+def _accepted_before(rt: Runtime, service: Service, value: Any, key: str | None) -> UUID | None:
+    if not is_key(key):
+        return None
+    try:
+        meant = fingerprint(_shaped(value))
+    except InvalidInput:
+        return None
+    with rt.db.transaction() as tx:
+        return intake.named(tx, service.id, str(key), meant)
+
+
 def check(value: Any, *, default_model: str, catalogue: Catalogue) -> JobRequest:
     """
     Check one request, its model input too, before anything is stored or paid. *catalogue* is `rt.catalogue()`.
@@ -134,19 +160,24 @@ def check(value: Any, *, default_model: str, catalogue: Catalogue) -> JobRequest
     Raises:
         InvalidInput: Its `errors` name every wrong field.
     """
-    if not isinstance(value, dict):
-        raise InvalidInput("A job is a JSON object.", errors=[FieldError("", "Send an object with the field input.")])
-    if unstorable := _unstorable(value):
-        raise InvalidInput(errors=unstorable)
-    try:
-        request = JobRequest.model_validate(value)
-    except ValidationError as error:
-        raise InvalidInput(errors=[_field_error(item) for item in error.errors(include_url=False)]) from None
+    request = _shaped(value)
     if request.run_at and request.run_at > datetime.now(UTC) + MAX_DELAY:
         raise InvalidInput(errors=[FieldError("run_at", "Must be at most 366 days from now.")])
     if errors := catalogue.problems(request.model or default_model, request.input):
         raise InvalidInput(errors=errors)
     return request
+
+
+def _shaped(value: Any) -> JobRequest:
+    """Read a request whose fields are of the right kinds; what they name may not exist."""
+    if not isinstance(value, dict):
+        raise InvalidInput("A job is a JSON object.", errors=[FieldError("", "Send an object with the field input.")])
+    if unstorable := _unstorable(value):
+        raise InvalidInput(errors=unstorable)
+    try:
+        return JobRequest.model_validate(value)
+    except ValidationError as error:
+        raise InvalidInput(errors=[_field_error(item) for item in error.errors(include_url=False)]) from None
 
 
 def accept(rt: Runtime, service: Service, request: JobRequest, *, key: str | None = None) -> tuple[UUID, bool]:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from pipeline import telemetry
 from pipeline.errors import FieldError, InvalidInput, NotAllowedNow, PipelineError, Unavailable
-from pipeline.lifecycle.accept import accept, check
+from pipeline.lifecycle import accept
 from pipeline.runtime import Runtime
 from pipeline.store import refusals, services
 from pipeline.store.refusals import Refusal
@@ -136,9 +136,8 @@ def _accept(rt: Runtime, task_id: object, args: Sequence[Any], kwargs: Mapping[s
         raise InvalidInput(errors=[FieldError("", "Must be plain JSON, not nested deep.")]) from None
     if size > MAX_BYTES:
         raise InvalidInput(errors=[FieldError("", f"Must have at most {MAX_BYTES // 1024} KiB as JSON.")])
-    checked = check(request, default_model=rt.settings.default_model, catalogue=rt.catalogue())
-    key = task_id if key is None else key  # of whatever type: accept() looks
-    return accept(rt, caller, checked, key=cast("str | None", key))[0]
+    key = task_id if key is None else key  # of whatever type: it is looked at there
+    return accept.take(rt, caller, request, key=cast("str | None", key))[0]
 
 
 def _errors(error: PipelineError) -> list[dict[str, str]]:

@@ -143,3 +143,13 @@ def add_once(
     if earlier != fingerprint or job_id is None:  # None: it named a batch
         raise IdempotencyConflict("Use a new Idempotency-Key for a new request, or repeat the first one unchanged.")
     return job_id, None
+
+
+def named(tx: Connection, service_id: UUID, key: str, fingerprint: bytes) -> UUID | None:
+    """The job that a service's *key* names, if it was made of this request."""
+    query = select(IdempotencyKeyRow.job_id).where(
+        IdempotencyKeyRow.service_id == service_id,
+        IdempotencyKeyRow.key == key,
+        IdempotencyKeyRow.fingerprint == fingerprint,
+    )
+    return tx.execute(query).scalar()

@@ -21,7 +21,7 @@ from pipeline.errors import (
 )
 from pipeline.jobs import TOLD
 from pipeline.lifecycle import again
-from pipeline.lifecycle.accept import JobRequest, accept, check, decode
+from pipeline.lifecycle.accept import JobRequest, decode, take
 from pipeline.runtime import Runtime
 from pipeline.store import reading
 from pipeline.store.services import Service
@@ -75,8 +75,7 @@ def create_job() -> ResponseReturnValue:
     """Accept a job: 201, or 200 when its Idempotency-Key was seen before. `Prefer: wait=N` waits for its end."""
     rt, service = caller()
     value = decode(bodies.read(MAX_BODY_BYTES))
-    checked = check(value, default_model=rt.settings.default_model, catalogue=rt.catalogue())
-    job_id, made = accept(rt, service, checked, key=request.headers.get("Idempotency-Key"))
+    job_id, made = take(rt, service, value, key=request.headers.get("Idempotency-Key"))
     answer = show_job(rt, service, job_id)
     answer.headers["Location"] = f"/v1/jobs/{job_id}"
     return answer, 201 if made else 200
