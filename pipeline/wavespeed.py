@@ -56,7 +56,7 @@ class Timeouts:
 
     connect_s: float = 10.0
     submit_s: float = 60.0  # the provider's own clients wait as long
-    read_s: float = 15.0  # of every other call: may be asked again at once, and others wait for the list
+    read_s: float = 30.0  # of every other call; a provider in trouble may take as long, and must still be heard
 
 
 @dataclass(frozen=True, slots=True)
