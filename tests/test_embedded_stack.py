@@ -38,3 +38,18 @@ def test_kept_data_keeps_its_keys_and_belongs_to_one_stack(tmp_path: Path) -> No
     with stack.running(data=tmp_path, without=("worker", "beat")) as again:
         assert (again.api_key, again.dashboard_password) == (first.api_key, first.dashboard_password)
         assert api.call("POST", f"{again.url}/v1/jobs", {"input": {"prompt": "a key"}}, key=first.api_key)[0] == 201
+
+
+@pytest.mark.slow
+def test_the_demo_shows_what_it_promises() -> None:
+    """It is the first thing that anybody sees of the product."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "demo"],
+        cwd=procfile.PROCFILE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "completed" in done.stdout
+    assert "content_moderation" in done.stdout

@@ -54,9 +54,8 @@ class Errand:
 
     @property
     def over(self) -> bool:
-        """The job is final and its files are copied."""
-        waiting = any(output.get("stored") is False for output in self.job.get("outputs", ()))
-        return self.job.get("state") in FINAL and not waiting
+        """The job is final."""
+        return self.job.get("state") in FINAL
 
     @property
     def kept(self) -> bool:
