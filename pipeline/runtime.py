@@ -137,9 +137,10 @@ class Secrets:
 class Models:
     """The catalogue of models, as workers read it into Postgres; looked after every few seconds by one thread."""
 
-    def __init__(self, settings: Settings, db: Database) -> None:
+    def __init__(self, settings: Settings, db: Database, *, reread_s: float = CATALOGUE_REREAD_S) -> None:
         self._settings = settings
         self._db = db
+        self._reread_s = reread_s
         self._known: Catalogue = UNREAD
         self._version: object = None
         self._looked_at = float("-inf")
@@ -152,7 +153,7 @@ class Models:
         Raises:
             Unavailable: The database is away.
         """
-        if time.monotonic() - self._looked_at > CATALOGUE_REREAD_S:
+        if time.monotonic() - self._looked_at > self._reread_s:
             never = self._looked_at == float("-inf")
             if self._looking.acquire(blocking=never):  # meanwhile the others go by what was known
                 try:
@@ -162,7 +163,7 @@ class Models:
         return self._known
 
     def _look(self) -> None:
-        if time.monotonic() - self._looked_at <= CATALOGUE_REREAD_S:  # somebody just did
+        if time.monotonic() - self._looked_at <= self._reread_s:  # somebody just did
             return
         with self._db.transaction() as tx:
             version = models.version(tx)

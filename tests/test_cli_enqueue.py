@@ -16,7 +16,6 @@ import pytest
 from pipeline.cli import intake
 from pipeline.cli.rows import Defaults, format_of, read
 from pipeline.errors import BudgetExceeded, InvalidInput
-from pipeline.lifecycle import batch
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from pipeline.worker import Worker
@@ -182,36 +181,32 @@ def lines_of(*prompts: str) -> Callable[[], Iterator[tuple[int, dict[str, Any]]]
     return lambda: iter([(number, {"input": {"prompt": prompt}}) for number, prompt in enumerate(prompts, 1)])
 
 
-def test_a_file_of_any_length_is_checked_whole_before_any_of_it_is_stored(
-    rt: Runtime, caller: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_any_length_is_checked_whole_before_any_of_it_is_stored(rt: Runtime, caller: Caller) -> None:
     """What fits into no single transaction is still all or nothing, as far as anything is wrong with it."""
-    monkeypatch.setattr(batch, "MAX_LINES", 3)
     with pytest.raises(InvalidInput) as refused:
-        intake.store(rt, caller.service, lines_of(*["x"] * 7, ""), NOTHING)
+        intake.store(rt, caller.service, lines_of(*["x"] * 7, ""), NOTHING, at_once=3)
     assert {(one.line, one.field) for one in refused.value.errors} == {(8, "input.prompt")}
     assert prompts(rt) == []
 
-    ids = intake.store(rt, caller.service, lines_of(*"abcdefgh"), NOTHING)
+    ids = intake.store(rt, caller.service, lines_of(*"abcdefgh"), NOTHING, at_once=3)
 
     assert len(set(ids)) == 8
     assert prompts(rt) == list("abcdefgh")
 
 
 def test_what_is_cut_short_is_gone_on_with_by_its_key(
-    rt: Runtime, run: Run, caller: Caller, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rt: Runtime, run: Run, caller: Caller, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The key is named, and no job is stored twice."""
-    monkeypatch.setattr(batch, "MAX_LINES", 3)
     assert run("budgets", "set", "--daily", "0.5").returncode == 0  # the price of four
     with pytest.raises(BudgetExceeded):
-        intake.store(rt, caller.service, lines_of(*"abcdefgh"), NOTHING)
+        intake.store(rt, caller.service, lines_of(*"abcdefgh"), NOTHING, at_once=3)
     said = " ".join(capsys.readouterr().err.split())
     assert "3 of 8 jobs are stored" in said
     key = said.partition("--key ")[2].split()[0]
     assert run("budgets", "set", "--daily", "none").returncode == 0
 
-    ids = intake.store(rt, caller.service, lines_of(*"abcdefgh"), Defaults({}, {}, {}, key))
+    ids = intake.store(rt, caller.service, lines_of(*"abcdefgh"), Defaults({}, {}, {}, key), at_once=3)
 
     assert len(set(ids)) == 8
     assert prompts(rt) == list("abcdefgh")

@@ -29,7 +29,6 @@ from pipeline.client import (
     Unauthorized,
     WaitTimeout,
 )
-from pipeline.client import calls as client_calls
 from tests.wire import Handler, Request, Wire, begin_and_hang_up, hang_up, http, reset, says, wire
 
 PROMPTLY = Retries(base_s=0.0)
@@ -204,33 +203,30 @@ def batches(ids: Callable[[int], list[str]]) -> Handler:
     return accept
 
 
-def test_any_number_of_jobs_goes_in_parts_each_repeated_with_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_jobs_goes_in_parts_each_repeated_with_its_own_key() -> None:
     """The pipeline takes so many lines, and so many bytes, in one request; an iterable has no length."""
-    monkeypatch.setattr(client_calls, "MAX_BATCH_LINES", 4)
-    monkeypatch.setattr(client_calls, "MAX_BATCH_BYTES", 200)
     numbers = count()
     taken = batches(lambda lines: [str(next(numbers)) for _ in range(lines)])
     with wire(in_turn(hang_up, taken)) as server, client_of(server) as client:
-        ids = client.enqueue_many((f"picture {n}" for n in range(10)), idempotency_key="night-7")
-        assert ids == [str(n) for n in range(10)]
+        ids = client.enqueue_many((f"picture {n}" for n in range(25_000)), idempotency_key="night-7")
+        assert ids == [str(n) for n in range(25_000)]
         keys = [request.headers["idempotency-key"] for request in server.requests]
         assert keys == ["night-7-1", "night-7-1", "night-7-2", "night-7-3"]
-        assert json.loads(server.requests[-1].body.splitlines()[-1]) == {"input": {"prompt": "picture 9"}}
+        assert json.loads(server.requests[-1].body.splitlines()[-1]) == {"input": {"prompt": "picture 24999"}}
         assert client.enqueue_many([]) == []
-        long = [{"input": {"prompt": "x" * 90}, "priority": 3}] * 3
+        long = [{"input": {"prompt": "x" * 17_000_000}, "priority": 3}] * 3
         client.enqueue_many(long)
         assert [len(request.body.splitlines()) for request in server.requests[4:]] == [1, 1, 1]
 
 
-def test_a_refused_part_names_the_line_of_the_whole_and_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_part_names_the_line_of_the_whole_and_what_is_stored() -> None:
     """The caller can go on from there."""
-    monkeypatch.setattr(client_calls, "MAX_BATCH_LINES", 3)
     wrong = {"code": "invalid_input", "errors": [{"field": "input.prompt", "message": "Is required.", "line": 2}]}
-    handler = in_turn(batches(lambda lines: ["a", "b", "c"]), says(422, wrong))
+    handler = in_turn(batches(lambda lines: ["a"] * lines), says(422, wrong))
     with wire(handler) as server, client_of(server) as client, pytest.raises(InvalidRequest) as refused:
-        client.enqueue_many(["x"] * 6)
-    assert refused.value.errors == (FieldError("input.prompt", "Is required.", 5),)
-    assert refused.value.stored_ids == ("a", "b", "c")
+        client.enqueue_many(["x"] * 10_003)
+    assert refused.value.errors == (FieldError("input.prompt", "Is required.", 10_002),)
+    assert refused.value.stored_ids == ("a",) * 10_000
 
 
 def test_waiting_outlasts_what_passes_and_ends_in_time() -> None:

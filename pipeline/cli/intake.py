@@ -23,12 +23,13 @@ MAX_BYTES = 32 * 1024 * 1024
 class Part:
     """Jobs to be stored in one transaction, as NDJSON; and on which line of its file each began, 0 if in none."""
 
+    at_most: int = batch.MAX_LINES
     lines: list[int] = field(default_factory=list)
     body: bytearray = field(default_factory=bytearray)
 
     def takes(self, job: bytes) -> bool:
         """Whether there is room for another."""
-        return not self.lines or (len(self.lines) < batch.MAX_LINES and len(self.body) + len(job) < MAX_BYTES)
+        return not self.lines or (len(self.lines) < self.at_most and len(self.body) + len(job) < MAX_BYTES)
 
     def refusal(self, error: PipelineError) -> PipelineError:
         """The same error, by the lines of the file."""
@@ -41,15 +42,24 @@ class Part:
         return InvalidInput(f"Nothing was stored: some {what} are wrong.", errors=found)
 
 
-def store(rt: Runtime, service: Service, rows: Callable[[], Iterator[Row]], defaults: Defaults) -> list[UUID]:
+def store(
+    rt: Runtime,
+    service: Service,
+    rows: Callable[[], Iterator[Row]],
+    defaults: Defaults,
+    *,
+    at_once: int = batch.MAX_LINES,
+) -> list[UUID]:
     """
     Store all jobs of *rows*, which is called for each reading of them; give their ids in order.
+
+    A transaction takes *at_once* of them.
 
     Raises:
         PipelineError: None was stored; or, of more than fit into one transaction, not all: then it was said how to go
             on.
     """
-    parts = _parts(rows(), defaults)
+    parts = _parts(rows(), defaults, at_once)
     first, second = next(parts, None), next(parts, None)
     if first is None:
         raise InvalidInput("There is no job in it.")
@@ -68,7 +78,7 @@ def store(rt: Runtime, service: Service, rows: Callable[[], Iterator[Row]], defa
     ids: list[UUID] = []
     with progress("storing", total) as shown:
         try:
-            for part in _parts(rows(), defaults):
+            for part in _parts(rows(), defaults, at_once):
                 ids += _store(rt, service, part)
                 shown(len(ids))
         except BaseException:
@@ -84,13 +94,13 @@ def _store(rt: Runtime, service: Service, part: Part) -> list[UUID]:
         raise part.refusal(error) from None
 
 
-def _parts(rows: Iterator[Row], defaults: Defaults) -> Iterator[Part]:
-    part = Part()
+def _parts(rows: Iterator[Row], defaults: Defaults, at_once: int) -> Iterator[Part]:
+    part = Part(at_once)
     for number, (line, job) in enumerate(rows, 1):
         encoded = json.dumps(defaults.complete(number, job)).encode() + b"\n"
         if not part.takes(encoded):
             yield part
-            part = Part()
+            part = Part(at_once)
         part.lines.append(line)
         part.body += encoded
     if part.lines:
