@@ -12,7 +12,7 @@ from pipeline import catalogue
 from pipeline.catalogue import Offer
 from pipeline.errors import InvalidInput
 from pipeline.jobs import State
-from pipeline.lifecycle import accept
+from pipeline.lifecycle import accept, again, batch
 from pipeline.lifecycle.accept import check
 from pipeline.models import UNREAD, Catalogue, Listing
 from pipeline.runtime import Models, Runtime
@@ -258,6 +258,34 @@ def test_what_was_accepted_under_a_key_stays_so_when_its_model_is_withdrawn(
     for other, key in ((body, "order-2"), (body, None), ({**body, "priority": 1}, "order-1")):
         with pytest.raises(InvalidInput):
             accept.take(rt, caller.service, other, key=key)
+
+
+def lines(*jobs: dict[str, Any]) -> bytes:
+    return b"\n".join(json.dumps(one).encode() for one in jobs)
+
+
+def test_lines_and_retries_accepted_under_a_key_stay_so_too(make_rt: Callable[..., Runtime], caller: Caller) -> None:
+    """As do single jobs; beside them in the same batch, what is new is checked as ever."""
+    rt = make_rt()
+    read(rt, MODEL, DALL_E_3)
+    one = {"model": DALL_E_3, "input": {"prompt": "one"}, "idempotency_key": "line-1"}
+    two = {"input": {"prompt": "two"}}
+    first, _ = batch.accept_lines(rt, caller.service, lines(one, two))
+    again.cancel(rt, caller.service, first[0])
+    retried = again.retry(rt, caller.service, first[0], key="retry-1")
+
+    read(rt, MODEL, believed=True)
+    rt = make_rt()
+    second, _ = batch.accept_lines(rt, caller.service, lines(one, two))
+    assert second[0] == first[0]
+    assert second[1] != first[1]
+    assert again.retry(rt, caller.service, first[0], key="retry-1") == (retried[0], False)
+    with pytest.raises(InvalidInput):
+        again.retry(rt, caller.service, first[0], key="retry-2")
+    new = {**one, "idempotency_key": "line-2"}
+    with pytest.raises(InvalidInput) as refusal:
+        batch.accept_lines(rt, caller.service, lines(two, one, new))
+    assert [(error.field, error.line) for error in refusal.value.errors] == [("model", 3)]
 
 
 def test_an_operator_reads_the_catalogue_and_what_is_in_it(run: Run, sandbox: Sandbox) -> None:

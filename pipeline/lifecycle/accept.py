@@ -146,11 +146,11 @@ def _accepted_before(rt: Runtime, service: Service, value: Any, key: str | None)
     if not is_key(key):
         return None
     try:
-        meant = fingerprint(_shaped(value))
+        meant = fingerprint(shaped(value))
     except InvalidInput:
         return None
     with rt.db.transaction() as tx:
-        return intake.named(tx, service.id, str(key), meant)
+        return intake.named(tx, service.id, {str(key): meant}).get(str(key))
 
 
 def check(value: Any, *, default_model: str, catalogue: Catalogue) -> JobRequest:
@@ -160,7 +160,7 @@ def check(value: Any, *, default_model: str, catalogue: Catalogue) -> JobRequest
     Raises:
         InvalidInput: Its `errors` name every wrong field.
     """
-    request = _shaped(value)
+    request = shaped(value)
     if request.run_at and request.run_at > datetime.now(UTC) + MAX_DELAY:
         raise InvalidInput(errors=[FieldError("run_at", "Must be at most 366 days from now.")])
     if errors := catalogue.problems(request.model or default_model, request.input):
@@ -168,8 +168,13 @@ def check(value: Any, *, default_model: str, catalogue: Catalogue) -> JobRequest
     return request
 
 
-def _shaped(value: Any) -> JobRequest:
-    """Read a request whose fields are of the right kinds; what they name may not exist."""
+def shaped(value: Any) -> JobRequest:
+    """
+    Read a request whose fields are of the right kinds; what they name may not exist.
+
+    Raises:
+        InvalidInput: As `check` does.
+    """
     if not isinstance(value, dict):
         raise InvalidInput("A job is a JSON object.", errors=[FieldError("", "Send an object with the field input.")])
     if unstorable := _unstorable(value):

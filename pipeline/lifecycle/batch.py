@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from pipeline.errors import FieldError, InvalidInput, MalformedRequest, TooLarge
 from pipeline.lifecycle import accept
-from pipeline.models import Catalogue
+from pipeline.lifecycle.accept import JobRequest
 from pipeline.runtime import Runtime
-from pipeline.store import batch
+from pipeline.store import batch, intake
 from pipeline.store.batch import Added, Line
 from pipeline.store.database import Transaction
 from pipeline.store.services import Service
@@ -46,13 +46,15 @@ def accept_lines(rt: Runtime, service: Service, body: bytes, *, key: str | None 
         with rt.db.transaction() as tx:
             if (known := batch.seen(tx, service.id, key, meant)) is not None:
                 return known, False
-    lines = _checked(rt, service, values)
+    lines, excused = _checked(rt, service, values)
 
     def store(tx: Transaction, *, however_old: bool) -> tuple[list[UUID], Added | None]:
         own = [line.job.id for line in lines]
         if key and (known := batch.claim(tx, service.id, key, meant, own)) is not None:
             return known, None
         added = batch.add(tx, service.id, lines, however_old=however_old)
+        if excused and (new := [error for line in added.lines for error in excused.get(line.number, ())]):
+            raise _refusal(new)  # the job of its key was just being removed
         if key and added.ids != own:
             batch.rename(tx, service.id, key, added.ids)
         try:
@@ -108,32 +110,62 @@ def _lines(body: bytes) -> Iterator[bytes]:
     yield body[start:]
 
 
-def _checked(rt: Runtime, service: Service, values: Sequence[Any]) -> list[Line]:
+def _checked(
+    rt: Runtime, service: Service, values: Sequence[Any]
+) -> tuple[list[Line], Mapping[int, Sequence[FieldError]]]:
+    """
+    Give the lines as jobs, and what is wrong with those of them that were accepted before, by their numbers.
+
+    What was accepted once under its key stays so, though it would be refused by now: its model was withdrawn since.
+    """
     lines: list[Line] = []
-    wrong: list[FieldError] = []
+    wrong: dict[int, list[FieldError]] = {}
+    hopeless = 0
     catalogue = rt.catalogue()
     for number, value in enumerate(values, 1):
+        key = None
         try:
-            lines.append(_line(rt, service, catalogue, number, value))
+            key, value = _key_of(value)  # noqa: PLW2901 - the value without its key
+            request = accept.check(value, default_model=rt.settings.default_model, catalogue=catalogue)
+            lines.append(_line(rt, service, number, key, request))
         except InvalidInput as error:
-            wrong += [FieldError(one.field, one.message, number) for one in error.errors]
-            if len(wrong) >= MAX_ERRORS:
+            wrong[number] = [FieldError(one.field, one.message, number) for one in error.errors]
+            hopeless += key is None
+            if hopeless >= MAX_ERRORS:
                 break
-    if wrong:
-        raise _refusal(wrong)
-    return lines
+    excused = _accepted_before(rt, service, values, wrong) if wrong else []
+    if len(excused) < len(wrong):
+        refused = set(wrong).difference(line.number for line in excused)
+        raise _refusal([error for number in sorted(refused) for error in wrong[number]])
+    return sorted(lines + excused, key=lambda line: line.number) if excused else lines, wrong
 
 
-def _line(rt: Runtime, service: Service, catalogue: Catalogue, number: int, value: Any) -> Line:
-    key = None
-    if isinstance(value, dict) and KEY in value:
-        key = value[KEY]
-        value = {name: item for name, item in value.items() if name != KEY}
-        if key is None or not accept.is_key(key):
-            raise InvalidInput(errors=[FieldError(KEY, accept.ODD_KEY)])
-    request = accept.check(value, default_model=rt.settings.default_model, catalogue=catalogue)
-    job = accept.new_job(rt, service, request)
-    return Line(number, job, key, accept.fingerprint(request) if key else b"")
+def _key_of(value: Any) -> tuple[str | None, Any]:
+    """A line's key, if it has one, and the line without it."""
+    if not isinstance(value, dict) or KEY not in value:
+        return None, value
+    if not accept.is_key(value[KEY]):
+        raise InvalidInput(errors=[FieldError(KEY, accept.ODD_KEY)])
+    return value[KEY], {name: item for name, item in value.items() if name != KEY}
+
+
+def _line(rt: Runtime, service: Service, number: int, key: str | None, request: JobRequest) -> Line:
+    return Line(number, accept.new_job(rt, service, request), key, accept.fingerprint(request) if key else b"")
+
+
+def _accepted_before(rt: Runtime, service: Service, values: Sequence[Any], numbers: Iterable[int]) -> list[Line]:
+    """Those of these lines whose key names a job that was made of just this request."""
+    lines = []
+    for number in numbers:
+        try:
+            key, value = _key_of(values[number - 1])
+            if key:
+                lines.append(_line(rt, service, number, key, accept.shaped(value)))
+        except InvalidInput:
+            continue
+    with rt.db.transaction() as tx:
+        known = intake.named(tx, service.id, {str(line.key): line.fingerprint for line in lines}) if lines else {}
+    return [line for line in lines if line.key in known]
 
 
 def _fingerprint(values: Sequence[Any]) -> bytes:

@@ -145,11 +145,10 @@ def add_once(
     return job_id, None
 
 
-def named(tx: Connection, service_id: UUID, key: str, fingerprint: bytes) -> UUID | None:
-    """The job that a service's *key* names, if it was made of this request."""
-    query = select(IdempotencyKeyRow.job_id).where(
-        IdempotencyKeyRow.service_id == service_id,
-        IdempotencyKeyRow.key == key,
-        IdempotencyKeyRow.fingerprint == fingerprint,
+def named(tx: Connection, service_id: UUID, fingerprints: Mapping[str, bytes]) -> dict[str, UUID]:
+    """The jobs that keys of a service name, of those keys that stand for just these requests."""
+    query = select(IdempotencyKeyRow.key, IdempotencyKeyRow.fingerprint, IdempotencyKeyRow.job_id).where(
+        IdempotencyKeyRow.service_id == service_id, IdempotencyKeyRow.key.in_(fingerprints)
     )
-    return tx.execute(query).scalar()
+    found = tx.execute(query)
+    return {row.key: row.job_id for row in found if row.job_id and bytes(row.fingerprint) == fingerprints[row.key]}
