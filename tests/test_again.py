@@ -26,7 +26,7 @@ def cancel(web: str, caller: Caller, job_id: object) -> Answer:
 
 
 def retry(web: str, caller: Caller, job_id: object, key: str | None = None) -> Answer:
-    headers = {} if key is None else {"Idempotency-Key": key}
+    headers = {"Prefer": "wait=0"} | ({} if key is None else {"Idempotency-Key": key})
     return post(f"{web}/v1/jobs/{job_id}/retry", headers=headers, key=caller.key)
 
 
@@ -108,6 +108,7 @@ def test_what_has_ended_can_be_done_once_more(at: State, rt: Runtime, web: str, 
     assert answer.status == 201
     new = answer.json
     assert answer.headers["location"] == f"/v1/jobs/{new['id']}"
+    assert answer.headers["preference-applied"] == "wait=0"
     assert (new["state"], new["retry_of"], new["metadata"]) == ("queued", str(job_id), {"order": "7"})
     assert (new["priority"], new["input"]) == (3, {"prompt": "a lighthouse", "enable_base64_output": True})
     assert row(rt, UUID(new["id"])).input == {"prompt": "a lighthouse"}

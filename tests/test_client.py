@@ -160,10 +160,13 @@ def test_pauses_grow_with_jitter_and_heed_retry_after() -> None:
     assert retries.pause_s(1, httpx2.Response(503, headers={"Retry-After": "soon"})) is not None
 
 
+ODD_TIME = says(200, {"id": "1", "state": "queued", "model": "a/b", "input": {}, "run_at": "tomorrow"})
+
+
 @pytest.mark.parametrize(
     "answer",
-    [says(200, b"<html>Welcome</html>"), says(200, []), says(200, {"id": 1}), begin_and_hang_up],
-    ids=["html", "list", "half", "cut"],
+    [says(200, b"<html>Welcome</html>"), says(200, []), says(200, {"id": 1}), ODD_TIME, begin_and_hang_up],
+    ids=["html", "list", "half", "time", "cut"],
 )
 def test_an_answer_that_is_none_is_said_in_words(answer: Handler) -> None:
     """A wrong address is the first mistake anybody makes."""

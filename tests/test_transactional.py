@@ -22,9 +22,10 @@ from pipeline.errors import IdempotencyConflict, InvalidInput, Unavailable
 from pipeline.jobs import State
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
-from pipeline.store import budgets, intake, schema, services
+from pipeline.store import budgets, intake, lists, schema, services
 from pipeline.store.budgets import ACCOUNT
 from pipeline.store.database import Transaction
+from pipeline.store.lists import Wanted
 from pipeline.worker import Worker
 from tests import shop
 from tests.conftest import Caller
@@ -165,7 +166,11 @@ def test_a_queued_row_says_all_that_was_asked_for(engine: Engine, rt: Runtime, c
     stored = {one: row(rt, one) for one in (plain, whole, past)}
     told = scalar(rt, "SELECT callback_task || ' ' || callback_url FROM jobs WHERE NOT admitted AND id = :id", id=whole)
     assert told == "shop.done https://shop.example/done?a=1"
-    assert (stored[plain].model, stored[plain].priority, stored[plain].caller_data) == ("", 0, {})
+    assert scalar(rt, "SELECT model FROM jobs WHERE id = :id", id=plain) == ""
+    assert (stored[plain].model, stored[plain].priority, stored[plain].caller_data) == (MODEL, 0, {})
+    with rt.db.transaction() as tx:
+        listed = lists.page(tx, Wanted([caller.service.id])).rows
+    assert {one.id: one.model for one in listed} == {plain: MODEL, whole: "a/b", past: MODEL}
     assert stored[plain].deadline_at - stored[plain].run_at == timedelta(seconds=1234)
     assert (stored[whole].model, stored[whole].priority) == ("a/b", -10)
     assert stored[whole].input == {"prompt": "ä€𝄞", "n": [1, 2.5, None]}

@@ -82,7 +82,7 @@ def job_in(answer: httpx2.Response) -> Job:
     value = decoded(answer)
     try:
         return Job.read(value)
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, ValueError):  # the last of a time that is none
         raise ConnectionFailed("The answer is not a job: is this the pipeline's address?") from None
 
 

@@ -75,7 +75,8 @@ def _probe(table: str, id_column: str, **equal: str) -> str:
 _ALL = _Lead("SELECT id FROM jobs WHERE id < :after ORDER BY id DESC LIMIT :depth", frozenset())
 
 _COLUMNS = """
-    j.id, j.state, j.model, j.input, j.options, j.metadata AS caller_data, j.outputs, j.error,
+    j.id, j.state, coalesce(nullif(j.model, ''), (SELECT default_model FROM account)) AS model,
+    j.input, j.options, j.metadata AS caller_data, j.outputs, j.error,
     (SELECT name FROM services WHERE id = j.service_id) AS service, j.priority, j.run_at, j.due_at, j.deadline_at,
     j.attempts, j.prediction_id, j.settled_by, j.inference_ms, j.price, j.retry_of, j.held_at, j.held_reason,
     j.created_at, j.submitted_at, j.finished_at

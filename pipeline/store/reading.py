@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, func, select, text
 
-from pipeline.store.tables import AttemptRow, CallbackRow, EventRow, JobRow, NotificationRow, ServiceRow
+from pipeline.store.tables import AccountRow, AttemptRow, CallbackRow, EventRow, JobRow, NotificationRow, ServiceRow
+
+# Until it is admitted, a job that was queued by SQL may not say.
+_MODEL = func.coalesce(func.nullif(JobRow.model, ""), select(AccountRow.default_model).scalar_subquery())
 
 _JOB = (
     JobRow.id,
     JobRow.service_id,
     JobRow.state,
-    JobRow.model,
+    _MODEL.label("model"),
     JobRow.input,
     JobRow.options,
     JobRow.caller_data.label("caller_data"),

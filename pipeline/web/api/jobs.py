@@ -134,24 +134,33 @@ def cancel_job(job_id: str) -> ResponseReturnValue:
         "Retry a job",
         "Hands in a new job like one that has ended; it is paid anew. The new one names the old one in `retry_of`.",
         place=7,
-        parameters=[replace(IDEMPOTENCY_KEY, example="order-4711-again")],
+        parameters=[replace(IDEMPOTENCY_KEY, example="order-4711-again"), PREFER],
         answers=[
-            Answer(201, "The new job.", [Body(shapes.Job, {"queued": examples.AGAIN})], [LOCATION]),
+            Answer(
+                201,
+                "The new job; with `Prefer: wait`, as it has become.",
+                [Body(shapes.Job, {"queued": examples.AGAIN})],
+                [LOCATION, PREFERENCE_APPLIED],
+            ),
             Answer(
                 200,
                 "The retry that this key made before, as it is now.",
                 [Body(shapes.Job, {"queued": examples.AGAIN})],
-                [LOCATION],
+                [LOCATION, PREFERENCE_APPLIED],
             ),
         ],
         errors=[UnknownJob, NotAllowedNow, InvalidInput, IdempotencyConflict, BudgetExceeded],
     )
 )
 def retry_job(job_id: str) -> ResponseReturnValue:
-    """Accept a new job like one that has ended: 201 and the new one; 200 when its Idempotency-Key was seen before."""
+    """
+    Accept a new job like one that has ended: 201 and the new one; 200 when its Idempotency-Key was seen before.
+
+    `Prefer: wait=N` waits for its end.
+    """
     rt, service = caller()
     new_id, made = again.retry(rt, service, id_of(job_id), key=request.headers.get("Idempotency-Key"))
-    answer = jsonify(read_job(rt, service, new_id))
+    answer = show_job(rt, service, new_id)
     answer.headers["Location"] = f"/v1/jobs/{new_id}"
     return answer, 201 if made else 200
 

@@ -67,7 +67,8 @@ _FILTERS = [
 @described(
     Call(
         "List jobs",
-        "The newest first, page by page. A page takes as long however many jobs there are; they are never counted.",
+        "The newest first, page by page, until `next` is null. A page takes as long however many jobs there are; they"
+        " are never counted. Under a rare combination of filters one may hold fewer than `limit`, or none, and go on.",
         place=3,
         parameters=_FILTERS,
         answers=[
