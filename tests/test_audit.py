@@ -121,6 +121,13 @@ def test_a_job_of_ours_that_was_never_charged_is_found(rt: Runtime, done: list[U
     assert len(found) == 2
 
 
+def test_a_cancelled_job_that_was_charged_all_the_same_is_found(rt: Runtime, done: list[UUID]) -> None:
+    """It went back to the queue, as never accepted, and was taken back there; then its task came to light."""
+    execute(rt, "UPDATE jobs SET state = 'cancelled', outputs = NULL, prediction_id = NULL WHERE id = :id", id=done[0])
+    (one,) = compared(rt).differences
+    assert (one.kind, one.job_ids, float(one.usd)) == (Kind.CHARGED_IN_VAIN, (done[0],), 0.12)
+
+
 def test_a_refund_that_is_overdue_is_shown_and_no_more(rt: Runtime, done: list[UUID]) -> None:
     """It is the provider's to make."""
     execute(

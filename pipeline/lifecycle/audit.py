@@ -35,6 +35,7 @@ class Kind(StrEnum):
     CHARGED_TWICE = "charged_twice"
     UNKNOWN_TO_US = "unknown_to_us"
     NEVER_CHARGED = "never_charged"
+    CHARGED_IN_VAIN = "charged_in_vain"  # its job was cancelled: nobody thought that there was a task
     NOT_REFUNDED = "not_refunded"
 
 
@@ -172,6 +173,8 @@ def _not_as_paid(
         charged = bill.get(task, Charged())
         if one.state == State.COMPLETED and one.counts and charged.times < 1 and one.started_at < until - grace:
             kind, usd = Kind.NEVER_CHARGED, one.price or Decimal()
+        elif one.state == State.CANCELLED and charged.times > 0:
+            kind, usd = Kind.CHARGED_IN_VAIN, charged.usd
         elif one.state == State.FAILED and charged.times > 0 and one.ended_at < until - REFUNDED_WITHIN - grace:
             kind, usd = Kind.NOT_REFUNDED, charged.usd
         else:
