@@ -7,12 +7,15 @@ from uuid import UUID
 import pytest
 
 from pipeline.jobs import State
+from pipeline.lifecycle.account import KeyCheck
 from pipeline.runtime import Runtime
+from pipeline.sandbox import Sandbox
 from pipeline.store import account, workers
 from pipeline.store.account import WINDOW_S, Answers, Effect
 from pipeline.store.tables import new_id
+from pipeline.threads import Loop
 from tests.conftest import Caller
-from tests.factories import at_once, claimed, execute, placed, processing, queued, scalar
+from tests.factories import at_once, claimed, execute, placed, processing, queued, scalar, until
 
 
 def weigh(rt: Runtime, answers: Answers, max_in_flight: int = 100) -> Effect:
@@ -514,3 +517,24 @@ def test_a_halted_account_asks_nothing(rt: Runtime, caller: Caller) -> None:
     due_polls(rt, caller, 3)
     halt(rt)
     assert grant(rt) == 0
+
+
+# -- The key ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_revoked_while_it_is_checked_is_found_revoked(rt: Runtime, sandbox: Sandbox) -> None:
+    """What was on its way before the refusal says nothing of it, and the job would fail for the account's fault."""
+    sandbox.faults(latency_s=0.5)
+    loop, provider = Loop(), rt.provider()
+    check = KeyCheck(provider)
+    try:
+        first = loop.spawn(check.works())
+        until(lambda: sandbox.arrivals()["calls"].get("balance") == 1)
+        sandbox.faults(revoked=True)
+        refused = [loop.spawn(check.works()) for _ in range(50)]
+        assert first.result(10.0)
+        assert not any(one.result(10.0) for one in refused)
+        assert sandbox.arrivals()["calls"]["balance"] + sandbox.arrivals()["refused"].get("balance", 0) <= 3
+    finally:
+        loop.run(provider.close())
+        loop.stop()

@@ -21,7 +21,11 @@ SECRET_MIN_AGE_S = 60.0
 
 
 class KeyCheck:
-    """Asks for the balance on behalf of every POST that was refused in the same moment: one GET for a whole batch."""
+    """
+    Asks for the balance on behalf of every request that was refused in the same moment: a GET or two for a whole batch.
+
+    What is answered was asked after the refusal: a key may be revoked while an earlier GET is on its way.
+    """
 
     def __init__(self, provider: WaveSpeed) -> None:
         self._provider = provider
@@ -37,8 +41,12 @@ class KeyCheck:
         return None if isinstance(answer, ProviderError) else answer
 
     async def _ask(self) -> float | ProviderError:
-        if self._asking is None or self._asking.done():
+        earlier = self._asking
+        if earlier is not None:
+            await asyncio.wait([earlier])
+        if self._asking is earlier:  # the first of those who waited asks for all of them
             self._asking = asyncio.create_task(self._get())
+        assert self._asking is not None
         return await asyncio.shield(self._asking)
 
     async def _get(self) -> float | ProviderError:

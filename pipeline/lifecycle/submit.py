@@ -16,6 +16,7 @@ from pipeline.errors import (
     ProviderError,
     Rejected,
     Throttled,
+    Unavailable,
 )
 from pipeline.jobs import Outcome, State, Via
 from pipeline.lifecycle.account import KeyCheck
@@ -213,12 +214,17 @@ class Submitter:
     def _record(self, group: Sequence[Posted]) -> None:
         """Write a group of answers down. May be called again for the same ones, whatever failed and whenever."""
         fresh = [posted for posted in group if posted.start.attempt_id not in self._weighed]
-        doubted = not self._doubts.isdisjoint(posted.start.attempt_id for posted in fresh)
+        ids = {posted.start.attempt_id for posted in fresh}
+        doubted = not self._doubts.isdisjoint(ids)
         try:
             self._weigh(fresh)  # first: what goes back to the queue must find the brakes on
-        finally:
-            self._doubts.difference_update(posted.start.attempt_id for posted in fresh)
-        self._weighed.update(posted.start.attempt_id for posted in fresh)
+        except Unavailable:
+            raise  # it is told soon; until then no POST follows
+        except Exception:
+            self._doubts -= ids  # it never will be
+            raise
+        self._doubts -= ids
+        self._weighed |= ids
         with self._rt.db.transaction() as tx:
             moved = record(tx, [posted.answer for posted in group])
         self._weighed.difference_update(posted.start.attempt_id for posted in group)
