@@ -7,7 +7,8 @@ While it is held, no dead row version can be removed: every update leaves one mo
     python benchmarks/snapshot.py --held-s 600 --free-s 120 --times 1      the ten-minute form: about 15 minutes
 
 The same backlog is worked off all the time, as fast as the machine can; only the snapshot comes and goes.
-Before, between and after, nobody holds one: the mean of these is what the held ones are compared with.
+Before, between and after, nobody holds one: the mean of these is what the held ones are compared with. Beside the rate
+stands what a job costs in CPU time, of all processes together: that does not hang on what else the machine does.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import psutil
 import psycopg
 
 from pipeline.embedded import stack
@@ -29,7 +32,11 @@ from pipeline.store.database import Database
 
 BACKLOG = 1000
 LIMITS = {"SUBMITS_PER_MINUTE": "1000000", "MAX_IN_FLIGHT": "5000"}  # the machine shall be the limit
+QUEUED = "SELECT count(*) FROM jobs WHERE state = 'queued' AND due_at >= (SELECT queued_from FROM account)"
+"""From the low-water mark on: to count what is left of the dead would be this script's own cost, not the product's."""
+
 WARM_UP_S = 15.0
+NAMES = ("jobs", "seconds", "cpu_s")
 SAMPLE_S = 30.0
 
 
@@ -47,7 +54,7 @@ def backlog(running: RunningStack) -> Iterator[None]:
     def fill() -> None:
         while not done.wait(0.25):
             with database.transaction() as tx:
-                queued = tx.exec_driver_sql("SELECT count(*) FROM jobs WHERE state = 'queued'").scalar_one()
+                queued = tx.exec_driver_sql(QUEUED).scalar_one()
                 prompts = [f"a lighthouse {next(numbers)}" for _ in range(BACKLOG - queued)]
                 intake.add(
                     tx,
@@ -93,20 +100,45 @@ def dead(watch: psycopg.Connection) -> str:
     return ", ".join(f"{name} {count}" for name, count in rows)
 
 
-def measured(watch: psycopg.Connection, phase_s: float, *, held: bool) -> float:
-    """Jobs a second over a phase, said sample by sample."""
+def cpu_s() -> float:
+    """The CPU time of all processes of the stack so far, and of those of theirs that have ended."""
+    total = 0.0
+    for one in psutil.Process().children(recursive=True):
+        try:
+            total += sum(one.cpu_times()[:4])
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What was done in a phase."""
+
+    jobs: int
+    seconds: float
+    cpu_s: float
+
+
+def measured(watch: psycopg.Connection, phase_s: float, *, held: bool) -> Pace:
+    """Work for a phase, said sample by sample."""
     end = time.monotonic() + phase_s
-    began, before = time.monotonic(), completed(watch)
-    first = before
+    began, before, used = time.monotonic(), completed(watch), cpu_s()
+    first, used_first = before, used
     while (left := end - time.monotonic()) > 0.5:
         sampled = time.monotonic()
         time.sleep(min(SAMPLE_S, left))
         now = completed(watch)
         rate = (now - before) / (time.monotonic() - sampled)
-        before = now
-        load = os.getloadavg()[0]
-        print(f"  {'held' if held else 'free'}  {rate:6.1f} jobs/s   load {load:.1f}   dead: {dead(watch)}", flush=True)
-    return (before - first) / (time.monotonic() - began)
+        using = cpu_s()
+        cpu_ms = 1000 * (using - used) / max(1, now - before)
+        before, used = now, using
+        print(
+            f"  {'held' if held else 'free'}  {rate:6.1f} jobs/s   {cpu_ms:5.2f} ms of CPU a job"
+            f"   load {os.getloadavg()[0]:.1f}   dead: {dead(watch)}",
+            flush=True,
+        )
+    return Pace(before - first, time.monotonic() - began, used - used_first)
 
 
 def main() -> None:
@@ -117,7 +149,7 @@ def main() -> None:
     parser.add_argument("--free-s", type=float, default=60.0)
     parser.add_argument("--times", type=int, default=2)
     arguments = parser.parse_args()
-    rates: dict[bool, list[float]] = {False: [], True: []}
+    paces: dict[bool, list[Pace]] = {False: [], True: []}
     with stack.running(workers=arguments.workers, env=LIMITS) as running:
         provider = Sandbox(running.sandbox_url)
         provider.faults(generation_s=0.5)
@@ -127,9 +159,15 @@ def main() -> None:
             for held in (False, *(True, False) * arguments.times):
                 with snapshot(running.database_url, held=held):
                     seconds = arguments.held_s if held else arguments.free_s
-                    rates[held].append(measured(watch, seconds, held=held))
-    free, slowed = (sum(rates[held]) / len(rates[held]) for held in (False, True))
-    print(f"free {free:.1f} jobs/s, held {slowed:.1f} jobs/s: a held snapshot costs {100 * (1 - slowed / free):.1f} %")
+                    paces[held].append(measured(watch, seconds, held=held))
+    jobs, seconds, cpu = ({held: sum(getattr(one, name) for one in paces[held]) for held in paces} for name in NAMES)
+    rate = {held: jobs[held] / seconds[held] for held in paces}
+    each_ms = {held: 1000 * cpu[held] / jobs[held] for held in paces}
+    print(f"free {rate[False]:.1f} jobs/s, held {rate[True]:.1f}: {100 * (1 - rate[True] / rate[False]):.1f} % less")
+    print(
+        f"free {each_ms[False]:.2f} ms of CPU a job, held {each_ms[True]:.2f}:"
+        f" {100 * (each_ms[True] / each_ms[False] - 1):.1f} % more"
+    )
 
 
 if __name__ == "__main__":
