@@ -47,7 +47,9 @@ def main() -> None:
     arguments = parser.parse_args()
     env = {"WAVESPEED_LEVEL": arguments.level} if arguments.level else ROOM
     with stack.running(workers=arguments.workers, env=env) as running:
-        Sandbox(running.sandbox_url).faults(generation_s=2.0)
+        provider = Sandbox(running.sandbox_url)
+        provider.faults(generation_s=2.0)
+        provider.set_balance(1e9)
         database = Database(
             load({"DATABASE_URL": running.database_url}).database_url, name="benchmark", pool_size=1, patience_s=120
         )
