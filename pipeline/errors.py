@@ -8,6 +8,10 @@ Every exception we raise on purpose, as one tree.
     ├── MalformedRequest (400) · NotAllowedNow (409) · IdempotencyConflict (409) · NotStoredYet (409)
     ├── TooLarge (413) · InvalidInput (422)
     ├── RateLimited (429) · Unavailable (503) · Busy (503)
+    ├── OutboundError      a call to an address we did not choose
+    │   ├── Blocked        never try again: it must not be called
+    │   ├── Unreachable    try again later: no answer, or not a whole one
+    │   └── TooMuch        more bytes than allowed
     └── ProviderError      what WaveSpeed answered, sorted by what may be done next
         ├── Transient      surely nothing was done: try again; `.retry_after_s`
         │   └── Throttled  the account is over its limits (429)
@@ -214,6 +218,35 @@ class Busy(PipelineError):
     title = "Too many wait already"
     remedy = "Come back after `Retry-After` seconds, or read the job now and then."
     retry_after_s = 5.0
+
+
+class OutboundError(PipelineError):
+    """A call to an address that somebody else chose failed; `detail` says why, without query or credentials."""
+
+    status = 502
+    code = "outbound_error"
+    title = "The address could not be called"
+
+
+class Blocked(OutboundError):
+    """The address must not be called: to try again unchanged is in vain."""
+
+    code = "address_refused"
+    title = "The address must not be called"
+
+
+class Unreachable(OutboundError):
+    """No answer, or not a whole one: DNS, connection, TLS, too slow, cut off. Later it may come."""
+
+    code = "unreachable"
+    title = "The address does not answer"
+
+
+class TooMuch(OutboundError):
+    """The answer has more bytes than allowed, unpacked ones too."""
+
+    code = "too_much"
+    title = "The answer is too large"
 
 
 class ProviderError(PipelineError):

@@ -18,6 +18,7 @@ from pipeline.store import catalogue as models
 from pipeline.store.database import PATIENCE_S, Database
 
 if TYPE_CHECKING:
+    from pipeline.outbound import Outbound
     from pipeline.wavespeed import WaveSpeed
 
 SECRETS_REREAD_S = 5.0
@@ -71,6 +72,12 @@ class Runtime:
         if key is None:
             raise ConfigError("WAVESPEED_API_KEY: is missing; workers pay with it. See https://wavespeed.ai/accesskey")
         return WaveSpeed(key.get_secret_value(), self.settings.wavespeed_base_url)
+
+    def outbound(self) -> "Outbound":
+        """A client for addresses that others chose."""
+        from pipeline.outbound import Outbound  # noqa: PLC0415 - aiohttp, for the few who call anybody
+
+        return Outbound(self.settings.outbound_allow)
 
     def webhook_for(self, token: str) -> str | None:
         """Where the provider is to call back for one attempt; None without a public address: then we poll."""

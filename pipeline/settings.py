@@ -1,10 +1,10 @@
 """The environment: read once, checked, frozen."""
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -19,7 +19,8 @@ from pydantic import (
     field_validator,
 )
 
-from pipeline import models
+from pipeline import addresses, models
+from pipeline.addresses import Network
 from pipeline.errors import ConfigError
 
 
@@ -95,6 +96,13 @@ def _comma_separated(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _network(text: object) -> object:
+    try:
+        return ip_network(text) if isinstance(text, str) else text
+    except ValueError:
+        raise ValueError("must be networks such as 10.0.0.0/8 or ::1/128, separated by commas") from None
+
+
 def _no_empty_key(secret: SecretStr) -> SecretStr:
     if not secret.get_secret_value().removeprefix("whsec_"):
         raise ValueError("must be more than its prefix, or anybody could sign with it")
@@ -134,6 +142,10 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     deadline_s: Seconds = 3600.0  # a job's, from being accepted, unless it names its own
     unknown_patience_s: Seconds = 900.0  # how long a lost POST's task may take to show in the provider's list
 
+    outbound_allow: Annotated[
+        tuple[Annotated[Network, BeforeValidator(_network)], ...], BeforeValidator(_comma_separated)
+    ] = ()  # networks that callbacks and downloads may lead to though they are not public
+
     web_threads: Annotated[int, Field(ge=10, le=10_000)] = 320  # of one web process; the Procfile reads it too
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -143,10 +155,10 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     def _callbacks_can_arrive(cls, url: str | None, info: ValidationInfo) -> str | None:
         """A callback address that the provider cannot reach would silently turn every job into a polled one."""
         provider = info.data.get("wavespeed_base_url")  # absent when it is wrong itself: then that is said first
-        if url and provider and not _is_loopback(provider):
-            parts = urlsplit(url)
-            if parts.scheme != "https" or _is_private(parts.hostname or ""):
-                raise ValueError("must be a public https:// address, the provider calls it from outside")
+        if not url or not provider or addresses.is_loopback(urlsplit(provider).hostname or ""):
+            return url
+        if urlsplit(url).scheme != "https" or addresses.address_problem(url):
+            raise ValueError("must be a public https:// address, the provider calls it from outside")
         return url
 
     @cached_property
@@ -188,19 +200,3 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
 
 def _advice(message: str) -> str:
     return "is missing" if message == "Field required" else message.removeprefix("Value error, ")
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _is_private(host: str) -> bool:
-    host = host.rstrip(".")
-    try:
-        return not ipaddress.ip_address(host).is_global
-    except ValueError:
-        return "." not in host or host.endswith((".localhost", ".local", ".internal"))
