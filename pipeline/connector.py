@@ -47,7 +47,7 @@ class Connector(aiohttp.TCPConnector):
     answer otherwise. A connection that is kept could be filled by its peer, or its next answer be sent beforehand.
     """
 
-    def __init__(self, allow: Sequence[Network], lookup: Lookup, tls: ssl.SSLContext) -> None:
+    def __init__(self, allow: Sequence[Network], lookup: Lookup, tls: ssl.SSLContext | bool) -> None:
         super().__init__(
             resolver=_Resolver(allow, lookup),
             socket_factory=functools.partial(_socket, allow),

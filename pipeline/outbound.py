@@ -54,9 +54,12 @@ class Outbound:
         Unreachable: No answer, or not a whole one, in time.
     """
 
-    def __init__(self, allow: Sequence[Network] = (), *, lookup: Lookup = system_lookup) -> None:
+    def __init__(
+        self, allow: Sequence[Network] = (), *, lookup: Lookup = system_lookup, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._allow = tuple(allow)
         self._lookup = lookup
+        self._tls = tls  # None: what the system trusts
         self._session: aiohttp.ClientSession | None = None
 
     async def post(
@@ -153,10 +156,8 @@ class Outbound:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            tls = ssl.create_default_context()  # trusts the system's authorities, or those of SSL_CERT_FILE
-            tls.set_alpn_protocols(["http/1.1"])
             self._session = aiohttp.ClientSession(
-                connector=Connector(self._allow, self._lookup, tls),
+                connector=Connector(self._allow, self._lookup, self._tls or True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_connect=CONNECT_S),
                 trust_env=False,  # a proxy of the environment would look names up for itself
@@ -265,7 +266,7 @@ def _explained(url: str, slow: str) -> Iterator[None]:
     except aiohttp.ClientPayloadError:
         why = "broke off, or packed its answer wrongly"
     except aiohttp.ClientResponseError:
-        why = "answers in something that is not HTTP"
+        why = "answers in broken HTTP, or with too many headers"
     except (aiohttp.ClientError, OSError):
         why = "hung up before it answered"
     else:
