@@ -84,6 +84,7 @@ def set_service(
     ] = None,
 ) -> None:
     """Change a service's share, its limits, and whom it may have told. What is not named stays."""
+    rt = runtime()
     facts: dict[str, object] = {}
     if weight is not None:
         facts["weight"] = weight
@@ -92,12 +93,12 @@ def set_service(
     if requests_per_minute is not None:
         facts["requests_per_minute"] = _limit("--requests-per-minute", requests_per_minute)
     if callback_url is not None:
-        facts["callback_url"] = None if callback_url == NONE else _url(callback_url)
+        facts["callback_url"] = None if callback_url == NONE else _url(rt, callback_url)
     if callback_task:
         facts["callback_tasks"] = [] if callback_task == [NONE] else [_task(one) for one in callback_task]
     if not facts:
         raise typer.BadParameter("say what to change, such as --weight 3")
-    _change(runtime(), name, **facts)
+    _change(rt, name, **facts)
     err.print(f"{name}: {', '.join(facts).replace('_', ' ')} set")
 
 
@@ -171,13 +172,12 @@ def _limit(option: str, text: str) -> int | None:
     return int(text)
 
 
-def _url(text: str) -> str:
-    from pipeline.lifecycle.accept import address  # noqa: PLC0415 - spares the other commands its imports
+def _url(rt: Runtime, text: str) -> str:
+    from pipeline.lifecycle.accept import callback_problem  # noqa: PLC0415 - spares the other commands its imports
 
-    try:
-        return address(text)
-    except ValueError as error:
-        raise InvalidInput(f"--callback-url: {error}.") from None
+    if problem := callback_problem(rt, text):
+        raise InvalidInput(f"--callback-url: {problem.message}")
+    return text
 
 
 def _task(text: str) -> dict[str, str]:

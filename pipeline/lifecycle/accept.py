@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Protocol, TypeVar
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic import (
@@ -23,7 +22,7 @@ from pydantic import (
     ValidationError,
 )
 
-from pipeline import models, prices
+from pipeline import addresses, models, prices
 from pipeline.errors import BudgetExceeded, ConfigError, FieldError, InvalidInput, MalformedRequest, Unavailable
 from pipeline.lifecycle import quote
 from pipeline.models import Catalogue
@@ -47,6 +46,7 @@ MAX_DELAY = timedelta(days=366)
 _MAX_METADATA = 50
 _MAX_DEPTH = 32
 _MAX_URL = 2000
+_PLAIN = re.compile(r"[\x21-\x7e]+")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
 
@@ -66,17 +66,21 @@ def _whole(value: object) -> object:
 
 
 def address(url: str) -> str:
-    """An address that may be called back; else a ValueError that says what it must be."""
-    try:
-        parts = urlsplit(url)
-        fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        fine = False
-    if not fine or len(url) > _MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
+    """An address that may be called back, wherever it leads; else a ValueError that says what it must be."""
+    if len(url) > _MAX_URL or not _PLAIN.fullmatch(url):
         raise ValueError("must be an http:// or https:// address, percent-encoded, of at most 2000 characters")
-    if parts.username is not None or parts.password is not None or parts.fragment:
-        raise ValueError("must have no credentials and no fragment")
+    if addresses.parse(url).raw_fragment:
+        raise ValueError("must have no fragment")
     return url
+
+
+def callback_problem(rt: Runtime, url: str) -> FieldError | None:
+    """What is wrong with calling back *url*, where it leads to too, as far as can be known without asking DNS."""
+    try:
+        problem = addresses.address_problem(address(url), rt.settings.outbound_allow)
+    except ValueError as error:
+        problem = str(error)
+    return FieldError("callback_url", f"{problem}.") if problem else None
 
 
 _ADDRESS = {"format": "uri", "maxLength": _MAX_URL, "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"}
@@ -97,7 +101,7 @@ class JobRequest(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=Tr
         None, description="How many seconds after `run_at` the job expires, unless it has ended."
     )
     callback_url: Annotated[StrictStr, AfterValidator(address), Field(json_schema_extra=_ADDRESS)] | None = Field(
-        None, description="Where its owner is told of the end."
+        None, description="Where its owner is told of the end: a public address."
     )
     callback_task: StrictStr | None = Field(
         None, description="The name of a Celery task to be told instead, if the service may name it."
@@ -238,8 +242,10 @@ def new_job(rt: Runtime, service: Service, request: JobRequest) -> NewJob:
     The job that a checked request asks for.
 
     Raises:
-        InvalidInput: It names a callback task that its service may not name.
+        InvalidInput: It wants to be told where nobody may be called, or by a task that its service may not name.
     """
+    if request.callback_url and (problem := callback_problem(rt, request.callback_url)):
+        raise InvalidInput(errors=[problem])
     if (task := request.callback_task) and task not in {allowed["task"] for allowed in service.callback_tasks}:
         message = f"Is not a task that {service.name} may name; `pipeline services set` allows one."
         raise InvalidInput(errors=[FieldError("callback_task", message)])

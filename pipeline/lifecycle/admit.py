@@ -13,7 +13,7 @@ from pipeline import models, prices, telemetry
 from pipeline.errors import BudgetExceeded
 from pipeline.jobs import State
 from pipeline.lifecycle import quote
-from pipeline.lifecycle.accept import NO_PRICE, short_of
+from pipeline.lifecycle.accept import NO_PRICE, callback_problem, short_of
 from pipeline.runtime import Runtime
 from pipeline.store import account, admission
 from pipeline.store import prices as price_list
@@ -65,7 +65,9 @@ class Admitter:
 
     def _look_at(self, applicant: Applicant) -> "_Looked":
         model = applicant.model or self._rt.settings.default_model
-        problems = self._rt.catalogue().problems(model, applicant.input)
+        problems = list(self._rt.catalogue().problems(model, applicant.input))
+        if applicant.callback_url and (problem := callback_problem(self._rt, applicant.callback_url)):
+            problems.append(problem)
         sent, ours = models.split(applicant.input)
         return _Looked(
             applicant,

@@ -18,10 +18,11 @@ class Applicant:
     service_id: UUID
     model: str
     input: Mapping[str, Any]
+    callback_url: str | None
 
 
 _WAITING = text("""
-    SELECT id, service_id, model, input FROM jobs
+    SELECT id, service_id, model, input, callback_url FROM jobs
     WHERE state = 'queued' AND NOT admitted AND due_at <= statement_timestamp()
     ORDER BY due_at LIMIT :at_most
 """)
