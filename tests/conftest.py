@@ -97,6 +97,7 @@ def environ(database_url: str, sandbox_process: Sandbox, web_port: int) -> dict[
         "WAVESPEED_WEBHOOK_SECRET": WEBHOOK_SECRET,
         "WAVESPEED_LEVEL": "gold",
         "UNKNOWN_PATIENCE_S": "2",
+        "OUTBOUND_ALLOW": "127.0.0.1",
         "LOG_LEVEL": "debug",
     }
 

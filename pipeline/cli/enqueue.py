@@ -160,7 +160,7 @@ def _fetch(rt: Runtime, ids: Sequence[UUID], folder: Path) -> list[str]:
 
         for start in range(0, len(ids), AT_ONCE):
             jobs = [views.job(row) for row in _rows(rt, ids[start : start + AT_ONCE])]
-            missing += asyncio.run(fetch(jobs, folder, told))
+            missing += asyncio.run(fetch(rt.outbound(), jobs, folder, told))
     return missing
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 SANDBOX_KEY = "sandbox"
+LOOPBACK = "127.0.0.0/8,::1/128"
 MARK = "STACK_ENV"  # names the file that set up a shell by `. DIR/env`
 PLACES = (
     "DATABASE_URL",
@@ -65,7 +66,7 @@ def ignored(own: Mapping[str, str]) -> list[str]:
 
 def chosen(own: Mapping[str, str], places: Places, *, public_url: bool, mild: Mapping[str, str]) -> dict[str, str]:
     """Choose the variables a stack sets, which a second terminal needs too; of *mild* ones the user's win."""
-    mild = dict(mild)
+    mild = {"OUTBOUND_ALLOW": LOOPBACK, **mild}
     firm = {"DATABASE_URL": places.database_url, "BROKER_URL": places.broker_url}
     if places.sandbox_url:
         firm |= {"WAVESPEED_BASE_URL": places.sandbox_url, "WAVESPEED_API_KEY": SANDBOX_KEY}
