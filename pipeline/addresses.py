@@ -41,6 +41,7 @@ _INTERNAL = (".local", ".localhost", ".localdomain", ".internal", ".lan", ".home
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]*)?", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*", re.ASCII)
 _UNSENDABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_SPACED_HOST = re.compile(r"[^/]*+/*+[^/?#\s]*+\s")
 _PLAIN = re.compile(r"[\x21-\x7e]*")
 _LONGEST_NAME = 253
 _LONGEST_SHOWN = 200
@@ -56,6 +57,8 @@ def parse(url: str) -> URL:
     """
     if _UNSENDABLE.search(url):
         raise ValueError("must have no control characters")
+    if _SPACED_HOST.match(url):
+        raise ValueError("must name a host")
     try:
         parsed = URL(url, encoded=_PLAIN.fullmatch(url) is not None)
         port = parsed.port

@@ -112,10 +112,11 @@ class Outbound:
             redirects: How many are followed, each checked like the first address.
         """
         until = asyncio.get_running_loop().time() + total_s
+        source: URL | None = None
         target = self._checked(url)
         for followed in range(redirects + 1):
             head_until = min(until, asyncio.get_running_loop().time() + CONNECT_S + idle_s)
-            with _explained(str(target), "sent no answer in time"):
+            with _explained(str(target), "sent no answer in time", source=source):
                 async with asyncio.timeout_at(head_until):
                     response = await self._request("GET", target, headers or {})
             try:
@@ -127,7 +128,7 @@ class Outbound:
                 response.close()
             if followed == redirects:
                 raise Unreachable(f"{shown(url)} redirects more than {redirects} times.")
-            target = self._checked(_joined(target, location), source=target)
+            source, target = target, self._checked(_joined(target, location), source=target)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -247,7 +248,7 @@ def _blocked(url: str, problem: str, source: URL | None = None) -> Blocked:
 
 
 @contextmanager
-def _explained(url: str, slow: str) -> Iterator[None]:
+def _explained(url: str, slow: str, *, source: URL | None = None) -> Iterator[None]:
     """Raise what can go wrong as an error of ours, in our words: aiohttp's quote the address, and what came."""
     try:
         yield
@@ -255,7 +256,7 @@ def _explained(url: str, slow: str) -> Iterator[None]:
         why = "has no valid certificate for its name"
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, Refused):
-            raise _blocked(url, str(error.os_error)) from None
+            raise _blocked(url, str(error.os_error), source) from None
         why = _unconnected(error)
     except aiohttp.ConnectionTimeoutError:
         why = f"cannot be connected to within {CONNECT_S:g} s"
@@ -279,4 +280,5 @@ def _unconnected(error: aiohttp.ClientConnectorError) -> str:
         return "cannot be found by its name"
     if isinstance(error, aiohttp.ClientSSLError):
         return "does not agree on TLS"
-    return f"cannot be connected to ({errno.errorcode.get(error.os_error.errno or 0, 'refused')})"
+    known = errno.errorcode.get(error.os_error.errno or 0)
+    return f"cannot be connected to ({known or type(error.os_error).__name__})"

@@ -1,7 +1,9 @@
 """A server of bare sockets, for what no well-behaved provider answers: each request gets the bytes it is told."""
 
 import json
+import select
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -27,8 +29,8 @@ class Wire:
     """The running server: its address, and every request that arrived."""
 
     def __init__(self, listener: socket.socket, handler: Handler) -> None:
-        self.port: int = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        host, self.port = listener.getsockname()[:2]
+        self.url = f"http://{host}:{self.port}"
         self.requests: list[Request] = []
         self.handler = handler
         self._listener = listener
@@ -39,6 +41,11 @@ class Wire:
     def count(self, method: str) -> int:
         """How many requests of that method arrived."""
         return sum(request.method == method for request in self.requests)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody so much as connected."""
+        return not self._connections
 
     def close(self) -> None:
         for each in (self._listener, *self._connections):
@@ -76,9 +83,10 @@ def _read(stream: BinaryIO) -> Request | None:
 
 
 @contextmanager
-def wire(handler: Handler) -> Iterator[Wire]:
+def wire(handler: Handler, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[Wire]:
     """Run such a server on loopback."""
-    server = Wire(socket.create_server(("127.0.0.1", 0)), handler)
+    listener = socket.create_server((host, 0))
+    server = Wire(tls.wrap_socket(listener, server_side=True) if tls else listener, handler)
     try:
         yield server
     finally:
@@ -137,3 +145,25 @@ def silent(request: Request, connection: socket.socket) -> None:
     """Read, and never answer."""
     while connection.recv(1024):
         pass
+
+
+def floods(beginning: bytes, piece: bytes) -> Handler:
+    """Begin so, and go on with this piece as fast as the client takes it."""
+
+    def handler(request: Request, connection: socket.socket) -> None:
+        connection.sendall(beginning)
+        while True:
+            connection.sendall(piece)
+
+    return handler
+
+
+def drips(beginning: bytes, piece: bytes) -> Handler:
+    """Begin so, and go on with this piece, slowly, until the client hangs up."""
+
+    def handler(request: Request, connection: socket.socket) -> None:
+        connection.sendall(beginning)
+        while not select.select([connection], [], [], 0.02)[0]:
+            connection.sendall(piece)
+
+    return handler
