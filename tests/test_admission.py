@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from pipeline.errors import Unavailable
 from pipeline.jobs import State
@@ -141,3 +142,27 @@ def test_what_was_admitted_without_a_price_is_priced_when_a_budget_begins(
 
     assert purse(rt) == (0.0, 0.24)
     assert sorted(state(rt, job_id) for job_id in jobs) == [State.COMPLETED] * 2 + [State.FAILED]
+
+
+def test_what_was_queued_unchecked_and_wants_to_be_told_where_nobody_may_be_called_fails(
+    rt: Runtime, web: str, caller: Caller, sandbox: Sandbox, start_worker: StartWorker
+) -> None:
+    """SQL cannot tell a private address from others; the paid job would end, and nobody could be told."""
+    statement = """
+        SELECT enqueue('shop', '{"prompt": "a lighthouse"}', 'openai/dall-e-2', callback_url => :callback_url)
+    """
+    wrong = {
+        "http://shop.example.com:0/": "callback_url: must have a port from 1 to 65535.",
+        "http://shop.example.com:99999/": "callback_url: must be an http:// or https:// address.",
+        "http://10.0.0.1/hook": "callback_url: must not lead to 10.0.0.1, a private address.",
+        "http://127.1/hook": "callback_url: must write its IPv4 address as four decimal numbers.",
+    }
+    with rt.db.transaction() as tx:
+        jobs = {url: tx.execute(text(statement), {"callback_url": url}).scalar_one() for url in wrong}
+        fine = tx.execute(text(statement), {"callback_url": "http://127.0.0.1:9/hook"}).scalar_one()
+
+    swept(start_worker(), lambda: state(rt, fine) == State.COMPLETED)
+
+    assert {url: row(rt, job_id).error["message"] for url, job_id in jobs.items()} == wrong
+    assert {row(rt, job_id).error["code"] for job_id in jobs.values()} == {"invalid_input"}
+    assert len(sandbox.ledger()) == 1

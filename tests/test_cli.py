@@ -483,6 +483,7 @@ def test_a_services_share_limits_and_callbacks_are_set_and_shown(run: Run, rt: R
         (("--max-in-flight", "0"), "neither a whole number above 0 nor 'none'"),
         (("--requests-per-minute", "many"), "neither a whole number above 0 nor 'none'"),
         (("--callback-url", "ftp://x"), "must be an http:// or https:// address"),
+        (("--callback-url", "http://10.0.0.1/"), "must not lead to 10.0.0.1, a private address"),
         (("--callback-task", "pipeline.enqueue@shop"), "call in a circle"),
         (("--callback-task", "done@pipeline"), "call in a circle"),
         (("--callback-task", "two words"), "is no task's name"),

@@ -412,6 +412,7 @@ def test_what_the_user_has_set_wins_but_not_over_our_servers() -> None:
     child = environment.complete(own, chosen, public_url=True)
     assert (child["WAVESPEED_LEVEL"], child["DATABASE_URL"]) == ("bronze", "postgresql://ours")
     assert child["PUBLIC_URL"] == "http://127.0.0.1:1"
+    assert child["OUTBOUND_ALLOW"] == "127.0.0.0/8,::1/128", "callers and files are on this machine"
     assert environment.ignored(own) == ["DATABASE_URL"]
 
 

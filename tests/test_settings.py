@@ -191,6 +191,8 @@ def test_a_bad_broker_is_named_as_it_was_given(name: str) -> None:
         "https://169.254.169.254",
         "https://[::1]:8000",
         "https://[fd00::1]",
+        "https://[64:ff9b::a00:1]",
+        "https://2130706433",
         "https://localhost",
         "https://localhost.",
         "https://web",
@@ -209,6 +211,15 @@ def test_an_address_the_provider_cannot_reach_is_refused(url: str) -> None:
 def test_what_is_no_address_is_refused_everywhere(url: str, base: dict[str, str]) -> None:
     """With the sandbox, too."""
     assert names(refused(PUBLIC_URL=url, **base)) == ["PUBLIC_URL"]
+
+
+def test_networks_are_opened_one_by_one() -> None:
+    """A typing error must not open more than was meant, nor nothing without a word."""
+    opened = loaded(OUTBOUND_ALLOW="127.0.0.0/8, ::1,10.1.2.3").outbound_allow
+    assert [str(network) for network in opened] == ["127.0.0.0/8", "::1/128", "10.1.2.3/32"]
+    assert loaded().outbound_allow == ()
+    for wrong in ("private", "10.0.0.1/8", "127.0.0.0/8;::1", "10.0.0.0/33"):
+        assert names(refused(OUTBOUND_ALLOW=wrong)) == ["OUTBOUND_ALLOW"]
 
 
 def test_a_public_address_loses_its_last_slash() -> None:
