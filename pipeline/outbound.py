@@ -199,6 +199,7 @@ class Download:
             taken += len(piece)
             self._still_fits(taken)
             yield piece
+            await asyncio.sleep(0)  # what was packed well is unpacked in one go otherwise, while all else waits
 
     def _still_fits(self, count: int) -> None:
         if count > self._max_bytes:
