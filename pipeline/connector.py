@@ -5,6 +5,7 @@ Beneath `outbound`, which says what it is for; here is what aiohttp has to be to
 """
 
 import asyncio
+import contextlib
 import functools
 import socket
 import ssl
@@ -100,7 +101,7 @@ class _Resolver(AbstractResolver):
                 found = error
             except UnicodeError:  # Python's own, before it asks anybody
                 found = OSError("This can be no name.")
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop is closed
                 loop.call_soon_threadsafe(tell, found)
 
         def tell(found: Infos | OSError) -> None:

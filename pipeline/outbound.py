@@ -29,6 +29,7 @@ log = telemetry.get(__name__)
 CONNECT_S = 10.0
 """How long the name's lookup, the connection and TLS may take together."""
 
+_MOST_HEADERS = 512
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _AS_IT_IS = frozenset({"", "identity"})
 _UNPACKED = _AS_IT_IS | {"gzip", "deflate", "br", "zstd"}  # those aiohttp unpacks piece by piece, or says it cannot
@@ -161,6 +162,9 @@ class Outbound:
                 connector=Connector(self._allow, self._lookup, self._tls or True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_connect=CONNECT_S),
+                max_line_size=HEAD_BYTES,
+                max_field_size=HEAD_BYTES,
+                max_headers=_MOST_HEADERS,
                 trust_env=False,  # a proxy of the environment would look names up for itself
             )
         return self._session

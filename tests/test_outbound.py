@@ -377,6 +377,8 @@ def test_an_answer_is_kept_as_far_as_it_is_wanted() -> None:
         assert answer.headers["X-Odd"].encode()
         server.handler = says(200, gzip.compress(b"thank you"), Content_Encoding="gzip")
         assert post(server.url).body == b"thank you"
+        server.handler = says(200, b"hello", Content_Security_Policy="default-src 'self';" * 1000)
+        assert post(server.url).body == b"hello"
         server.handler = raw(WHOLE + b"hello")
         answer = post(server.url, answer_bytes=5)
         assert (answer.body, answer.truncated) == (b"hello", False)
