@@ -29,6 +29,9 @@ log = telemetry.get(__name__)
 CONNECT_S = 10.0
 """How long the name's lookup, the connection and TLS may take together."""
 
+ANSWER_S = 3.0
+"""How long the body of what a POST is answered is waited for, once its status is known."""
+
 _MOST_HEADERS = 512
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _AS_IT_IS = frozenset({"", "identity"})
@@ -79,7 +82,8 @@ class Outbound:
             async with asyncio.timeout_at(until):
                 response = await self._request("POST", target, headers, body)
         try:
-            beginning, truncated = await _beginning(response.content, answer_bytes, until)
+            heard_until = min(until, asyncio.get_running_loop().time() + ANSWER_S)
+            beginning, truncated = await _beginning(response.content, answer_bytes, heard_until)
         finally:
             response.close()
         return Answer(
