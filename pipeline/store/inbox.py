@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs import FINAL, IN_FLIGHT, TOLD, State, Via
 from pipeline.predictions import Prediction, Status
-from pipeline.store import budgets
+from pipeline.store import assets, budgets
 from pipeline.store.moves import LEGAL, flag_double_charges
 from pipeline.store.tables import Verdict, new_id
 
@@ -79,13 +79,14 @@ _HEAR = text(f"""
             held_at = NULL, held_reason = NULL,
             last_seq = j.last_seq + 1
         FROM judged g WHERE j.id = g.job_id AND g.verdict = 'applied'
-        RETURNING j.id, j.service_id, j.last_seq, g.state AS "from",
+        RETURNING j.id, j.service_id, j.last_seq, g.state AS "from", :to = 'completed' AS completed, j.outputs,
+                  CAST(:asset_ids AS uuid[]) AS asset_ids,
                   g.reserved - j.reserved AS freed,
                   CASE WHEN :to <> 'completed' THEN 0 WHEN g.admitted THEN g.reserved
                        ELSE coalesce(j.price, 0) END AS spent
-    ), {budgets.FREED}, planned AS (
+    ), {budgets.FREED}, {assets.PLANNED}, planned AS (
         INSERT INTO notifications (id, event, job_id, seq, due_at)
-        SELECT :notice_id, 'job.' || :to, id, last_seq, clock_timestamp() FROM moved WHERE :to = ANY(:told)
+        SELECT :notice_id, 'job.' || :to, id, last_seq, {assets.TELL_AT} FROM moved WHERE :to = ANY(:told)
     ), told AS (
         INSERT INTO events (job_id, seq, at, kind, data)
         SELECT id, last_seq, clock_timestamp(), 'job.' || :to, jsonb_build_object('from', "from", 'via', :via)
@@ -122,6 +123,7 @@ def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: 
             "in_flight": sorted(IN_FLIGHT),
             "poll_s": poll_s,
             "outputs": json.dumps(prediction.files) if to is State.COMPLETED else None,
+            "asset_ids": assets.ids_for(prediction.outputs if to is State.COMPLETED else None),
             "error": json.dumps(prediction.problem) if to is State.FAILED else None,
             "inference_ms": prediction.inference_ms,
         },

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import FINAL, TOLD, TRANSITIONS, State, Via
-from pipeline.store import budgets
+from pipeline.store import assets, budgets
 from pipeline.store.budgets import Charge
 from pipeline.store.tables import new_id
 
@@ -44,7 +44,8 @@ _ADVANCE = text(f"""
     WITH wanted AS (
         SELECT * FROM jsonb_to_recordset(CAST(:moves AS jsonb)) AS w(
             job_id uuid, "to" text, attempt_id uuid, due_s float8, via text, prediction_id text,
-            outputs jsonb, error jsonb, inference_ms int, data jsonb, kind text, notice_id uuid)
+            outputs jsonb, error jsonb, inference_ms int, data jsonb, kind text, notice_id uuid,
+            asset_ids uuid[])
     ), locked AS (  -- in the order of ids, so that two batches never wait for one another in a circle
         SELECT j.id, j.state AS "from", j.reserved, j.admitted FROM jobs j WHERE j.id IN (SELECT job_id FROM wanted)
         ORDER BY j.id FOR UPDATE
@@ -71,12 +72,13 @@ _ADVANCE = text(f"""
           AND (l."from" || '>' || w."to") = ANY(:legal)
           AND (w.attempt_id IS NULL OR w.attempt_id = j.current_attempt)
         RETURNING j.id, j.service_id, j.last_seq, l."from", w.kind, w.data, w.notice_id,
+                  w."to" = :completed AS completed, j.outputs, w.asset_ids,
                   l.reserved - j.reserved AS freed,
                   CASE WHEN w."to" = :completed OR l."from" = :unknown AND w."to" = :failed AND w.via = :operator
                        THEN CASE WHEN l.admitted THEN l.reserved ELSE coalesce(j.price, 0) END ELSE 0 END AS spent
-    ), {budgets.FREED}, planned AS (
+    ), {budgets.FREED}, {assets.PLANNED}, planned AS (
         INSERT INTO notifications (id, event, job_id, seq, due_at)
-        SELECT notice_id, kind, id, last_seq, clock_timestamp() FROM moved WHERE notice_id IS NOT NULL
+        SELECT notice_id, kind, id, last_seq, {assets.TELL_AT} FROM moved WHERE notice_id IS NOT NULL
     ), told AS (
         INSERT INTO events (job_id, seq, at, kind, data)
         SELECT id, last_seq, clock_timestamp(), kind, jsonb_build_object('from', "from") || data FROM moved
@@ -87,7 +89,9 @@ _ADVANCE = text(f"""
 
 def advance(tx: Connection, moves: Iterable[Move]) -> set[UUID]:
     """
-    Move each job, if the state it is in now allows that; write the move to its history, and plan who is told.
+    Move each job, if the state it is in now allows that; write the move to its history, and plan what follows from it.
+
+    Who is to be told, and which outputs are to be archived: all in one statement.
 
     A job may stand in *moves* once. Losing is normal and raises nothing: a repeat, a late callback, a
     worker that lost the race.
@@ -109,6 +113,7 @@ def advance(tx: Connection, moves: Iterable[Move]) -> set[UUID]:
             "data": move.data,
             "kind": move.kind or f"job.{move.to}",
             "notice_id": str(new_id()) if move.to in TOLD else None,
+            "asset_ids": assets.ids_for(move.outputs),
         }
         for move in moves
     ]

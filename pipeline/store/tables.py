@@ -13,6 +13,7 @@ from uuid import UUID
 
 import uuid_utils.compat
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     ForeignKey,
     Index,
@@ -30,6 +31,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pipeline.jobs import ALARMED, FINAL, IN_FLIGHT, Outcome, State, Via
+from pipeline.outputs import Kept, Policy, Review
 
 SCHEMA = "pipeline"
 
@@ -104,6 +106,7 @@ class ServiceRow(Base):
         CheckConstraint("weight BETWEEN 1 AND 1000", name="weight"),
         CheckConstraint("max_in_flight > 0", name="max_in_flight"),
         CheckConstraint("requests_per_minute > 0", name="requests_per_minute"),
+        CheckConstraint(one_of("nsfw_policy", Policy), name="nsfw_policy"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -118,6 +121,7 @@ class ServiceRow(Base):
     callback_tasks: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))  # Celery tasks its jobs may name
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     revoked_at: Mapped[datetime | None]
+    nsfw_policy: Mapped[str | None]  # NULL: the setting
 
 
 class JobRow(Base):
@@ -235,6 +239,57 @@ class EventRow(Base):
     data: Mapped[Json] = mapped_column(server_default=text("'{}'"))
 
 
+class AssetRow(Base):
+    """One output of a job: where it came from, and our own copy. Planned in the commit of the job's completion."""
+
+    __tablename__ = "assets"
+    __table_args__ = (
+        CheckConstraint(one_of("state", Kept), name="state"),
+        CheckConstraint(one_of("review", Review), name="review"),
+        CheckConstraint("due_at IS NULL OR state = 'pending'", name="due"),
+        CheckConstraint("worker_id IS NULL OR due_at IS NOT NULL", name="worker"),
+        CheckConstraint(
+            "state <> 'stored' OR review = 'purged' OR"
+            " num_nulls(storage_key, sha256, bytes, content_type, stored_at) = 0",
+            name="stored",
+        ),
+        UniqueConstraint("job_id", "index"),
+        Index("assets_due_at_idx", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        # Whose download died with its worker.
+        Index("assets_worker_id_idx", "worker_id", postgresql_where=text("worker_id IS NOT NULL")),
+        # What we have no copy of, the oldest first: the provider deletes it.
+        Index("assets_pending_idx", "created_at", postgresql_where=text("state = 'pending'")),
+        Index("assets_quarantined_idx", "id", postgresql_where=text("review = 'quarantined'")),
+        # Who shares a file.
+        Index("assets_storage_key_idx", "storage_key", postgresql_where=text("storage_key IS NOT NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    job_id: Mapped[UUID]  # no foreign key: a check for every output would only cost
+    index: Mapped[int] = mapped_column(SmallInteger)  # from 0, in the provider's order
+    service_id: Mapped[UUID]
+    state: Mapped[str] = mapped_column(server_default=Kept.PENDING)
+    source_url: Mapped[str | None]  # the provider's; NULL when the output itself is the content
+    storage_key: Mapped[str | None]  # of our copy; equal content has equal keys
+    sha256: Mapped[str | None]  # in hex
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    content_type: Mapped[str | None]
+    width: Mapped[int | None]  # in pixels
+    height: Mapped[int | None]
+    nsfw: Mapped[bool | None]  # as the provider says
+    review: Mapped[str | None]
+    reviewed_by: Mapped[str | None]
+    reviewed_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    gone: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # answers in a row that it is not there
+    gone_at: Mapped[datetime | None]  # the first of them
+    error: Mapped[str | None]  # why the last attempt failed
+    worker_id: Mapped[UUID | None]  # who fetches it now
+    due_at: Mapped[datetime | None]  # the next attempt, or the end of the lease; NULL of a pending one: nobody archives
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)  # when the provider had made it
+    stored_at: Mapped[datetime | None]
+
+
 class NotificationRow(Base):
     """The outbox: what must be told of an event of a job, or of the account. Planned in the commit of what happened."""
 
@@ -309,7 +364,10 @@ class AccountRow(Base):
     """The one provider account: its brakes, its leases, its webhook secrets. Always exactly one row."""
 
     __tablename__ = "account"
-    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+    __table_args__ = (
+        CheckConstraint("id = 1", name="single"),
+        CheckConstraint(one_of("nsfw_policy", Policy), name="nsfw_policy"),
+    )
 
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     backoff_until: Mapped[datetime | None]  # no POST before
@@ -338,6 +396,9 @@ class AccountRow(Base):
     # What jobs get that are queued by SQL and do not say: the settings, as the last sweep had them.
     default_model: Mapped[str] = mapped_column(server_default="openai/dall-e-2")
     deadline_s: Mapped[float] = mapped_column(server_default="3600")
+    # Likewise what is done about the files of jobs as they complete.
+    archiving: Mapped[bool] = mapped_column(server_default=text("false"))
+    nsfw_policy: Mapped[str] = mapped_column(server_default=Policy.QUARANTINE)
 
 
 class ModelRow(Base):
