@@ -6,8 +6,8 @@ Every exception we raise on purpose, as one tree.
     ├── Unauthorized (401) · BadSignature (401) · BudgetExceeded (402)
     ├── UnknownJob (404) · UnknownOutput (404) · UnknownPath (404) · WrongMethod (405)
     ├── MalformedRequest (400) · NotAllowedNow (409) · IdempotencyConflict (409) · NotStoredYet (409)
-    ├── TooLarge (413) · InvalidInput (422)
-    ├── RateLimited (429) · Unavailable (503) · Busy (503)
+    ├── TooLarge (413) · NotInRange (416) · InvalidInput (422)
+    ├── RateLimited (429) · Unavailable (503) · Busy (503) · StorageFailed (503)
     ├── OutboundError      a call to an address we did not choose
     │   ├── Blocked        never try again: it must not be called
     │   ├── Unreachable    try again later: no answer, or not a whole one
@@ -178,6 +178,15 @@ class TooLarge(PipelineError):
     remedy = "Send less; `detail` names the limit."
 
 
+class NotInRange(PipelineError):
+    """The part asked for by `Range` is not within the file."""
+
+    status = 416
+    code = "not_in_range"
+    title = "The file has no such part"
+    remedy = "`Content-Range` says how long the file is. Ask without `Range` for all of it."
+
+
 class InvalidInput(PipelineError):
     """A well-formed request with wrong content; `errors` names every field."""
 
@@ -247,6 +256,16 @@ class TooMuch(OutboundError):
 
     code = "too_much"
     title = "The answer is too large"
+
+
+class StorageFailed(PipelineError):
+    """The archive cannot be read or written now."""
+
+    status = 503
+    code = "archive_unavailable"
+    title = "The archive of files cannot be reached"
+    remedy = "Repeat the same request after `Retry-After` seconds, or take the file from its `source_url`."
+    retry_after_s = 5.0
 
 
 class ProviderError(PipelineError):

@@ -8,14 +8,26 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-_ENDINGS = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif", "video/mp4": ".mp4"}
+_ENDINGS = {
+    "image/png": ".png",
+    "image/jpeg": ".jpg",
+    "image/webp": ".webp",
+    "image/gif": ".gif",
+    "image/avif": ".avif",
+    "video/mp4": ".mp4",
+    "video/webm": ".webm",
+    "audio/mpeg": ".mp3",
+    "audio/wav": ".wav",
+    "text/plain": ".txt",
+    "application/json": ".json",
+}
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,5}")
 
 
 def name_of(job_id: str, index: int, url: str | None, content_type: str | None = None) -> str:
     """What a job's output is called: after the job and its number, with the ending that it should have."""
     suffix = PurePosixPath(urlsplit(url or "").path).suffix
-    ending = _ENDINGS.get(content_type or "") or (suffix if _ENDING.fullmatch(suffix) else "")
+    ending = _ENDINGS.get((content_type or "").partition(";")[0]) or (suffix if _ENDING.fullmatch(suffix) else "")
     return f"{job_id}-{index}{ending}"
 
 

@@ -38,5 +38,8 @@ HIDDEN = frozenset({Review.QUARANTINED, Review.PURGED})
 SOURCE_DAYS = 7
 """How long the provider keeps results and files. Source: https://wavespeed.ai/docs/what-are-predictions"""
 
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+
 GRACE_S = 60.0
 """How long a caller's notification waits for the copies of a job's outputs, in seconds."""

@@ -19,6 +19,7 @@ from pipeline.store.database import PATIENCE_S, Database
 
 if TYPE_CHECKING:
     from pipeline.outbound import Outbound
+    from pipeline.storage import Storage
     from pipeline.wavespeed import WaveSpeed
 
 SECRETS_REREAD_S = 5.0
@@ -78,6 +79,25 @@ class Runtime:
         from pipeline.outbound import Outbound  # noqa: PLC0415 - aiohttp, for the few who call anybody
 
         return Outbound(self.settings.outbound_allow)
+
+    @property
+    def storage(self) -> "Storage | None":
+        """Where outputs are kept; None: nowhere, see `storage_problem`."""
+        return self._archive if not isinstance(self._archive, str) else None
+
+    @property
+    def storage_problem(self) -> str | None:
+        """Why outputs are not kept; None when they are."""
+        return self._archive if isinstance(self._archive, str) else None
+
+    @cached_property
+    def _archive(self) -> "Storage | str":
+        from pipeline.storage import Storage  # noqa: PLC0415 - a library of some size, for those who touch files
+
+        try:
+            return Storage(self.settings.archives_to)
+        except ConfigError as error:
+            return error.detail
 
     def webhook_for(self, token: str) -> str | None:
         """Where the provider is to call back for one attempt; None without a public address: then we poll."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -22,6 +23,7 @@ from pydantic import (
 from pipeline import addresses, models
 from pipeline.addresses import Network
 from pipeline.errors import ConfigError
+from pipeline.outputs import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,19 @@ def _no_empty_key(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _archive_url(url: str) -> str:
+    if url == "off":
+        return url
+    parts = _split(url)
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return url
+    if parts.scheme not in {"s3", "gs", "az"} or not parts.netloc:
+        raise ValueError("must be file:///folder, s3://bucket, gs://bucket or az://container, or off")
+    if parts.query or parts.fragment or parts.username:
+        raise ValueError("must be a plain address; keys go into the variables of the bucket's maker")
+    return url
+
+
 Origin = Annotated[str, AfterValidator(_origin)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_no_empty_key)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]  # Postgres must be able to add it to a time
@@ -146,6 +161,11 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
         tuple[Annotated[Network, BeforeValidator(_network)], ...], BeforeValidator(_comma_separated)
     ] = ()  # networks that callbacks and downloads may lead to though they are not public
 
+    archive_url: Annotated[str, AfterValidator(_archive_url)] | None = None  # None: a folder beside the code
+    archive_redirect: bool = True  # callers fetch files from a bucket by a signed address; else through us
+    nsfw_policy: Policy = Policy.FLAG  # where the service has none of its own
+    dyno: str | None = None  # Heroku's name for this machine, whose disk is private and vanishes
+
     web_threads: Annotated[int, Field(ge=10, le=10_000)] = 320  # of one web process; the Procfile reads it too
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -169,6 +189,21 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
             self.submits_per_minute or level.submits_per_minute,
             self.max_in_flight or level.max_in_flight,
         )
+
+    @property
+    def archives_to(self) -> str:
+        """
+        Where outputs are kept.
+
+        Raises:
+            ConfigError: Nowhere; the detail says why.
+        """
+        url = self.archive_url or (Path(__file__).resolve().parent.parent / ".archive").as_uri()
+        if url == "off":
+            raise ConfigError("ARCHIVE_URL is off")
+        if self.dyno and url.startswith("file:"):
+            raise ConfigError("ARCHIVE_URL must be a bucket here (s3://, gs://, az://): a dyno's disk vanishes")
+        return url
 
     @property
     def first_poll_s(self) -> float:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from pipeline import telemetry
 from pipeline.runtime import Runtime
-from pipeline.store import alarms, pauses, workers
+from pipeline.store import alarms, assets, pauses, workers
+from pipeline.store.database import Transaction
 
 log = telemetry.get(__name__)
 
@@ -24,6 +25,7 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
     with rt.db.transaction() as tx:
         workers.bury_neighbours(tx)
         abandoned = alarms.give_up_claims(tx)
+        assets.give_up_claims(tx, dead_after_s=alarms.DEAD_AFTER_S)
     with rt.db.transaction() as tx:  # each by itself: budgets are locked after jobs, and not together with the account
         expired = alarms.expire_queued(tx)
     with rt.db.transaction() as tx:
@@ -32,8 +34,7 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
         pauses.park(tx)
     with rt.db.transaction() as tx:
         due = alarms.due(tx)
-        settings = rt.settings
-        alarms.tell_settings(tx, default_model=settings.default_model, deadline_s=settings.deadline_s)
+        tell_settings(rt, tx)
         workers.forget_dead(tx)
     if abandoned:
         log.warning("sweep.claims_given_up", count=len(abandoned))
@@ -41,3 +42,14 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
         log.warning("sweep.jobs_expired", count=len(expired))
     wake(*due)
     return due
+
+
+def tell_settings(rt: Runtime, tx: Transaction) -> None:
+    """Let the database know what jobs get that do not say, and what becomes of their outputs."""
+    alarms.tell_settings(
+        tx,
+        default_model=rt.settings.default_model,
+        deadline_s=rt.settings.deadline_s,
+        archiving=rt.storage is not None,
+        nsfw_policy=rt.settings.nsfw_policy,
+    )

@@ -69,6 +69,12 @@ def reconcile() -> None:
     worker().wake("reconcile")
 
 
+@celery.task(name="pipeline.archive")
+def archive() -> None:
+    """Copy outputs to our own storage."""
+    worker().wake("archive")
+
+
 @celery.task(name="pipeline.secrets")
 def secrets() -> None:
     """Fetch the webhook secret again: a callback's signature matched none."""

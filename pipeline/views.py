@@ -1,23 +1,30 @@
 """How a job reads, the same through every door."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from pipeline.jobs import State, may_be_retried
+from pipeline.outputs import HIDDEN, JSON, SOURCE_DAYS, TEXT, Kept, Review
 
-RETENTION = timedelta(days=7)
-"""How long the provider keeps results and files. Source: https://wavespeed.ai/docs/what-are-predictions"""
+RETENTION = timedelta(days=SOURCE_DAYS)
 
 
-def job(row: Any) -> dict[str, Any]:
-    """A job as JSON, from its row (see `store.reading`). Times are ISO 8601 in UTC, durations in milliseconds."""
-    expires = row.finished_at + RETENTION if row.finished_at and row.outputs else None
+def job(row: Any, base: str | None = None) -> dict[str, Any]:
+    """
+    A job as JSON, from its row (see `store.reading`). Times are ISO 8601 in UTC, durations in milliseconds.
+
+    Files of ours have addresses under *base*, our own address (`PUBLIC_URL`); without it, paths like those of links.
+    """
+    outputs = [_output(row, index, item, base or "") for index, item in enumerate(row.outputs or ())]
+    whole = all(one["stored"] or one["review"] == Review.PURGED for one in outputs)
+    expires = row.finished_at + RETENTION if row.finished_at and not whole else None
     return {
         "id": str(row.id),
         "state": row.state,
         "model": row.model,
         "input": {**row.input, **row.options},
-        "outputs": [_output(index, item) for index, item in enumerate(row.outputs or ())],
+        "outputs": outputs,
         "error": row.error,
         "service": row.service,
         "metadata": row.caller_data,
@@ -62,21 +69,29 @@ def event(row: Any) -> dict[str, Any]:
     return {"seq": row.seq, "at": time(row.at), "kind": row.kind, "data": row.data}
 
 
-def _output(index: int, item: dict[str, Any]) -> dict[str, Any]:
+_FACTS = ("content_type", "bytes", "sha256", "width", "height", "review")
+
+
+def _output(row: Any, index: int, item: Mapping[str, Any], base: str) -> dict[str, Any]:
+    kept: Mapping[str, Any] = next((one for one in row.assets or () if one["index"] == index), {})
+    review, source_url = kept.get("review"), item.get("url")
+    hidden = review in HIDDEN
+    stored = kept.get("state") == Kept.STORED and review != Review.PURGED
+    ours = f"{base}/v1/jobs/{row.id}/outputs/{index}"
+    if row.options.get("enable_base64_output"):
+        ours += "?format=base64"
     shown = {
         "index": index,
-        "url": item.get("url"),
-        "source_url": item.get("url"),
-        "content_type": None,
-        "bytes": None,
-        "sha256": None,
-        "width": None,
-        "height": None,
+        "url": None if hidden else ours if stored else source_url,
+        "source_url": None if hidden else source_url,
+        **{name: kept.get(name) for name in _FACTS},
         "nsfw": item.get("nsfw"),
-        "review": None,
-        "stored": False,
+        "stored": stored,
+        "lost": kept.get("state") == Kept.LOST,
     }
-    return shown | ({"value": item["value"]} if "value" in item else {})
+    if "value" in item and not hidden and kept.get("content_type") in {None, TEXT, JSON}:  # else it is a file by now
+        shown["value"] = item["value"]
+    return shown
 
 
 def _links(row: Any) -> dict[str, str]:

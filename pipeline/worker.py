@@ -14,6 +14,7 @@ from pipeline.broker import SWEEP_S
 from pipeline.errors import Unavailable
 from pipeline.lifecycle.account import Prober, SecretKeeper
 from pipeline.lifecycle.admit import Admitter
+from pipeline.lifecycle.archive import Archiver
 from pipeline.lifecycle.catalogue import CatalogueKeeper
 from pipeline.lifecycle.poll import Poller
 from pipeline.lifecycle.reconcile import Reconciler
@@ -22,7 +23,7 @@ from pipeline.runtime import Runtime
 from pipeline.store import workers
 from pipeline.store.database import Database
 from pipeline.store.tables import new_id
-from pipeline.sweep import sweep
+from pipeline.sweep import sweep, tell_settings
 from pipeline.threads import Duty, Loop
 
 log = telemetry.get(__name__)
@@ -51,12 +52,15 @@ class Worker:
         self._provider = self.rt.provider()
         self._submitter = Submitter(self.rt, self.id, self._loop, self._provider, wake=lambda: self.wake("submit"))
         self._poller = Poller(self.rt, self._loop, self._provider, wake=lambda: self.wake("poll"))
+        self._outbound = self.rt.outbound()
+        self._archiver = Archiver(self.rt, self.id, self._loop, self._outbound, wake=lambda: self.wake("archive"))
         looks: dict[str, Callable[[], float | None]] = {
             "sweep": self.sweep,
             "admit": Admitter(self.rt, self._loop, self._provider).look,
             "submit": self._submitter.look,
             "poll": self._poller.look,
             "reconcile": Reconciler(self.rt, self.id, self._loop, self._provider).look,
+            "archive": self._archiver.look,
             "probe": Prober(self.rt, self._loop, self._provider).look,
             "secrets": SecretKeeper(self.rt, self._loop, self._provider).look,
             "models": CatalogueKeeper(self.rt, self._loop, self._provider).look,
@@ -87,11 +91,14 @@ class Worker:
         for duty in self._duties.values():
             duty.look_once()
         self._submitter.finish(STOP_S)
+        self._archiver.finish(STOP_S)
 
     def _say_alive(self, pause: Callable[[float], bool | None]) -> bool:
         while not self._stopped:
             try:
                 self._beat()
+                with self.rt.db.transaction() as tx:
+                    tell_settings(self.rt, tx)  # before anything completes, which may be long before the first sweep
             except Unavailable as error:
                 log.warning("worker.waiting", why=error.detail)
                 if pause(1.0):
@@ -104,7 +111,8 @@ class Worker:
     def wake(self, *names: str) -> None:
         """Have these duties look soon."""
         for name in names:
-            self._duties[name].wake()
+            if name in self._duties:
+                self._duties[name].wake()
 
     def sweep(self) -> None:
         """
@@ -135,6 +143,7 @@ class Worker:
             self._submitter.close()
             self._duties["submit"].join(min(CLAIM_S, wait_s))
             try:
+                self._archiver.stop()
                 self._submitter.stop(end - time.monotonic())
                 self._poller.stop(end - time.monotonic())
                 self._heart.stop()
@@ -144,6 +153,7 @@ class Worker:
                 log.warning("worker.left_silently", why=error.detail)  # the sweep will find what it held
             self._heart.stop()
             self._loop.run(self._provider.close())
+            self._loop.run(self._outbound.close())
             self._loop.stop()
             self._heart_db.close()
             log.info("worker.stopped", worker_id=str(self.id))

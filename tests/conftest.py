@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -86,7 +87,13 @@ def sandbox(sandbox_process: Sandbox) -> Sandbox:
 
 
 @pytest.fixture(scope="session")
-def environ(database_url: str, sandbox_process: Sandbox, web_port: int) -> dict[str, str]:
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Choose the folder where outputs are kept."""
+    return tmp_path_factory.mktemp("archive")
+
+
+@pytest.fixture(scope="session")
+def environ(database_url: str, sandbox_process: Sandbox, web_port: int, archive: Path) -> dict[str, str]:
     """Give the environment of the product in tests: production's names, development's limits."""
     return {
         "DATABASE_URL": database_url,
@@ -98,6 +105,7 @@ def environ(database_url: str, sandbox_process: Sandbox, web_port: int) -> dict[
         "WAVESPEED_LEVEL": "gold",
         "UNKNOWN_PATIENCE_S": "2",
         "OUTBOUND_ALLOW": "127.0.0.1",
+        "ARCHIVE_URL": archive.as_uri(),
         "LOG_LEVEL": "debug",
     }
 

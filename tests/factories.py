@@ -1,7 +1,9 @@
 """Jobs in every state, made by the product's own statements; callbacks as the provider would send them."""
 
+import asyncio
 import hashlib
 import hmac
+import io
 import json
 import secrets
 import threading
@@ -18,12 +20,14 @@ from sqlalchemy import Connection, text
 from pipeline.jobs import ALARMED, FINAL, IN_FLIGHT, Outcome, State
 from pipeline.lifecycle.accept import accept, check
 from pipeline.models import UNREAD
+from pipeline.outputs import Review
 from pipeline.runtime import Runtime
-from pipeline.store import claims, reading, workers
+from pipeline.store import assets, claims, reading, reviews, workers
 from pipeline.store import prices as price_list
 from pipeline.store.answers import Answer, record
+from pipeline.store.assets import Stored
 from pipeline.store.claims import Start
-from pipeline.store.moves import Move
+from pipeline.store.moves import Move, advance
 from pipeline.store.services import Service
 from pipeline.store.tables import new_id
 from pipeline.worker import Worker
@@ -90,6 +94,24 @@ def processing(rt: Runtime, service: Service, prompt: str = "a lighthouse") -> A
     with rt.db.transaction() as tx:
         assert record(tx, [answer]) == {job.job_id}
     return job
+
+
+def kept(rt: Runtime, service: Service, content: bytes = b"a picture", *, nsfw: bool = False) -> UUID:
+    """A completed job with one output, of which there is a copy in our storage."""
+    job = processing(rt, service)
+    url = f"https://cdn.example.com/predictions/{job.prediction_id}/1.png"
+    sha256 = hashlib.sha256(content).hexdigest()
+    execute(rt, "UPDATE account SET archiving = true")
+    with rt.db.transaction() as tx:
+        advance(tx, [Move(job.job_id, State.COMPLETED, outputs=[{"url": url, "nsfw": nsfw}])])
+        asset = reviews.output(tx, job.job_id, 0)
+    assert asset
+    key = f"{'quarantine' if asset.review == Review.QUARANTINED else 'files'}/{sha256[:2]}/{sha256}"
+    assert rt.storage
+    asyncio.run(rt.storage.keep(key, io.BytesIO(content), "image/png"))
+    with rt.db.transaction() as tx:
+        assets.settle(tx, [Stored(asset.id, job.job_id, asset.review, key, sha256, len(content), "image/png")])
+    return job.job_id
 
 
 def unknown(rt: Runtime, service: Service, prompt: str = "a lighthouse") -> Attempted:

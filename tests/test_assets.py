@@ -18,6 +18,7 @@ from tests.factories import Attempted, at_once, encoded, execute, kinds, predict
 
 FILE = "https://cdn.example.com/1.png"
 HASH = "ab" * 32
+PICTURE = {"url": FILE, "nsfw": False}
 
 
 def archiving(rt: Runtime, policy: str = "flag") -> None:
@@ -29,7 +30,7 @@ def completed(rt: Runtime, caller: Caller, *outputs: Any) -> Attempted:
     """A job with these outputs, completed by a poll."""
     job = processing(rt, caller.service)
     with rt.db.transaction() as tx:
-        assert advance(tx, [Move(job.job_id, State.COMPLETED, outputs=outputs or [{"url": FILE, "nsfw": False}])])
+        assert advance(tx, [Move(job.job_id, State.COMPLETED, outputs=outputs)])
     return job
 
 
@@ -179,7 +180,7 @@ def test_what_is_stored_after_its_job_was_told_of_is_told_of_itself_unless_it_is
 def test_a_second_end_of_an_output_changes_nothing(rt: Runtime, caller: Caller) -> None:
     """A worker that was taken for dead may come back with what another has stored meanwhile."""
     archiving(rt)
-    job = completed(rt, caller)
+    job = completed(rt, caller, PICTURE)
     (one,) = claim(rt)
     assert len(settle(rt, stored(one))) == 1
     assert settle(rt, lost(one)) == settle(rt, stored(one)) == []
@@ -201,7 +202,7 @@ def test_one_output_has_one_fetcher_until_it_dies_or_gives_it_back(rt: Runtime, 
     archiving(rt)
     worker_id = new_id()
     for _ in range(10):
-        completed(rt, caller)
+        completed(rt, caller, PICTURE)
     taken = at_once(lambda _number: claim(rt, at_most=3), 4)
     assert len({one.id for some in taken for one in some}) == 10
     with rt.db.transaction() as tx:  # none of these workers was ever heard of
@@ -217,7 +218,7 @@ def test_one_output_has_one_fetcher_until_it_dies_or_gives_it_back(rt: Runtime, 
 def test_a_failed_attempt_is_repeated_later_and_knows_for_how_long_it_was_gone(rt: Runtime, caller: Caller) -> None:
     """A file that is not there yet and one that is there no more give the same answer."""
     archiving(rt)
-    completed(rt, caller)
+    completed(rt, caller, PICTURE)
     for expected in (0, 1, 2):
         worker_id = new_id()
         (one,) = claim(rt, worker_id=worker_id)

@@ -450,7 +450,7 @@ def test_a_services_share_limits_and_callbacks_are_set_and_shown(run: Run, rt: R
     done = run(
         *("services", "set", "shop", "--weight", "3", "--max-in-flight", "20", "--requests-per-minute", "600"),
         *("--callback-url", "https://shop.example.com/done", "--callback-task", "shop.done@shop"),
-        *("--callback-task", "shop.told"),
+        *("--callback-task", "shop.told", "--nsfw-policy", "quarantine"),
     )
     assert done.returncode == 0, done.stderr
     (shown,) = value(run("services", "list", "--json"))
@@ -464,6 +464,7 @@ def test_a_services_share_limits_and_callbacks_are_set_and_shown(run: Run, rt: R
         "paused_at": None,
         "callback_url": "https://shop.example.com/done",
         "callback_tasks": [{"task": "shop.done", "queue": "shop"}, {"task": "shop.told", "queue": "celery"}],
+        "nsfw_policy": "quarantine",
     }
     assert run("services", "set", "shop", "--max-in-flight", "none", "--callback-task", "none").returncode == 0
     (shown,) = value(run("services", "list", "--json"))
@@ -487,6 +488,7 @@ def test_a_services_share_limits_and_callbacks_are_set_and_shown(run: Run, rt: R
         (("--callback-task", "pipeline.enqueue@shop"), "call in a circle"),
         (("--callback-task", "done@pipeline"), "call in a circle"),
         (("--callback-task", "two words"), "is no task's name"),
+        (("--nsfw-policy", "hide"), "is none of allow, flag, quarantine"),
         ((), "say what to change"),
     ],
     ids=str,

@@ -24,7 +24,7 @@ from pipeline.web.api import examples, shapes
 from pipeline.web.openapi.calls import EVENTS, JSON
 from pipeline.worker import Worker
 from tests.conftest import Caller
-from tests.factories import execute, placed, processing, queued, swept
+from tests.factories import execute, kept, placed, processing, queued, swept
 from tests.http import Answer, get, post, request
 
 Document = dict[str, Any]
@@ -244,6 +244,7 @@ NEEDS: Mapping[str, Callable[[Runtime, Caller], Any]] = {
     "get_job": ended,
     "stream_events": ended,
     "get_evidence": ended,
+    "get_output": lambda rt, caller: kept(rt, caller.service),
     "cancel_job": waiting,
     "retry_job": ended,
 }

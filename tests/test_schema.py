@@ -19,7 +19,21 @@ from sqlalchemy.pool import NullPool
 from pipeline.jobs import Outcome, State
 from pipeline.predictions import Prediction, Status
 from pipeline.settings import Limits, load
-from pipeline.store import account, alarms, answers, claims, inbox, lists, missing, moves, pauses, schema
+from pipeline.store import (
+    account,
+    alarms,
+    answers,
+    assets,
+    claims,
+    inbox,
+    lists,
+    missing,
+    moves,
+    pauses,
+    reading,
+    reviews,
+    schema,
+)
 from pipeline.store.database import Database
 from pipeline.store.tables import SCHEMA, Base, new_id
 from tests.factories import until
@@ -288,9 +302,17 @@ def crowded(new_database: NewDatabase) -> Iterator[Database]:
                    CASE WHEN state = 'unknown' THEN 'lost' WHEN state <> 'submitting' THEN 'accepted' END, NULL
             FROM jobs WHERE current_attempt IS NOT NULL;
             UPDATE attempts SET prediction_id = id::text WHERE outcome = 'accepted';
+            INSERT INTO assets (id, job_id, index, service_id, state, source_url, storage_key, sha256, bytes,
+                                content_type, stored_at, review, due_at)
+            SELECT gen_random_uuid(), id, 0, service_id, CASE WHEN n > 500 THEN 'stored' ELSE 'pending' END, 'https://x/1.png',
+                   kept, kept, CASE WHEN n > 500 THEN 1 END, CASE WHEN n > 500 THEN 'image/png' END,
+                   CASE WHEN n > 500 THEN now() END, CASE WHEN n BETWEEN 501 AND 520 THEN 'quarantined' END,
+                   CASE WHEN n <= 300 THEN now() + (n - 100) * interval '1 second' END
+            FROM (SELECT id, service_id, n, CASE WHEN n > 500 THEN md5(n::text) END AS kept
+                  FROM (SELECT *, row_number() OVER () AS n FROM jobs WHERE state = 'completed') j) k;
             INSERT INTO labels (service_id, name, value, job_id) SELECT service_id, 'shop', 'red', id FROM jobs;
         """)
-        connection.execute("ANALYZE services, jobs, attempts, labels, models")
+        connection.execute("ANALYZE services, jobs, attempts, labels, models, assets")
     yield database
     database.close()
 
@@ -317,6 +339,21 @@ def record(tx: Connection, one: One) -> None:
 def hear(tx: Connection, one: One) -> None:
     done = Prediction(id="q", status=Status.COMPLETED, said="completed", model="openai/dall-e-2")
     assert inbox.hear(tx, inbox.Delivery(one.token, {}, b"{}"), done, poll_s=30.0).verdict == "applied"
+
+
+def settle(tx: Connection, one: One) -> None:
+    row = tx.execute(text("SELECT id, job_id FROM assets WHERE due_at IS NOT NULL LIMIT 1")).one()
+    assert assets.settle(tx, [assets.Lost(row.id, row.job_id, "It is gone.")])
+
+
+def read(run: Callable[[Connection, One], object]) -> Callable[[Connection, One], object]:
+    """Postgres tells the plan of a query when the next one begins."""
+
+    def both(tx: Connection, one: One) -> None:
+        run(tx, one)
+        tx.execute(text("SELECT 1"))
+
+    return both
 
 
 def listed(**wanted: Any) -> Callable[[Connection, One], object]:
@@ -348,6 +385,18 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
     "weigh": (lambda tx, _: account.weigh(tx, account.Answers("+"), max_in_flight=9), {"jobs_due_idx"}),
     "record": (record, {"attempts_pk", "attempts_prediction_id_key", "jobs_pk"}),
     "hear": (hear, {"attempts_token_key", "attempts_prediction_id_key", "jobs_pk"}),
+    "claim_outputs": (
+        lambda tx, _: assets.claim(tx, worker_id=new_id(), at_most=8, lease_s=60.0),
+        {"assets_due_at_idx", "assets_pk", "jobs_pk"},
+    ),
+    "settle_outputs": (settle, {"jobs_pk"}),
+    "give_up_outputs": (lambda tx, _: assets.give_up_claims(tx, dead_after_s=12.0), {"assets_worker_id_idx"}),
+    "wake_idle": (lambda tx, _: assets.wake_idle(tx), {"assets_pending_idx"}),
+    "lose_old": (read(lambda tx, _: assets.lose_old(tx)), {"assets_pending_idx"}),
+    "review": (read(lambda tx, _: reviews.waiting(tx)), {"assets_quarantined_idx"}),
+    "purge": (read(lambda tx, _: reviews.unfinished(tx)), {"assets_purged_idx"}),
+    "shares": (read(lambda tx, one: reviews.shares(tx, "x", but_for=[one.id])), {"assets_storage_key_idx"}),
+    "show": (read(lambda tx, one: reading.job(tx, one.job_id)), {"jobs_pk", "assets_job_id_index_key"}),
     "ask_again": (lambda tx, one: alarms.ask_again(tx, {one.job_id: 5.0}), {"jobs_pk"}),
     "list": (listed(), {"jobs_state_idx", "jobs_pk"}),
     "list_state": (listed(state=State.QUEUED), {"jobs_state_idx", "jobs_pk"}),
@@ -389,6 +438,6 @@ def test_no_statement_of_the_hot_path_reads_a_whole_table(crowded: Database, nam
             driver.remove_notice_handler(keep)
             tx.rollback()
     plan = "\n".join(message for message in seen if "plan:" in message)
-    tables = ("jobs", "attempts", "labels")
+    tables = ("jobs", "attempts", "labels", "assets")
     assert not [line for line in plan.splitlines() if any(f"Seq Scan on {table}" in line for table in tables)], plan
     assert not [index for index in indexes if f" {index} " not in plan], plan

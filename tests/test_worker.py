@@ -110,6 +110,7 @@ def test_a_process_that_comes_back_from_a_long_pause_pays_for_nothing_and_moves_
         until(lambda: sandbox.arrivals()["running"] == 0)
         assert len(suspect(rt)) == 5
         swept(start_worker(), all_are(rt, jobs, State.COMPLETED))
+        until(lambda: all("output.stored" in kinds(rt, job_id) for job_id in jobs))
         before = {job_id: kinds(rt, job_id) for job_id in jobs}
 
         process.send_signal(signal.SIGCONT)

@@ -29,8 +29,8 @@ ASSETS = f"""
         review text,
         reviewed_by text,
         reviewed_at timestamptz,
-        attempts smallint NOT NULL DEFAULT 0,
-        gone smallint NOT NULL DEFAULT 0,
+        attempts smallint NOT NULL DEFAULT '0',
+        gone smallint NOT NULL DEFAULT '0',
         gone_at timestamptz,
         error text,
         worker_id uuid,
@@ -53,6 +53,7 @@ INDEXES = {
     "assets_worker_id_idx": "(worker_id) WHERE worker_id IS NOT NULL",
     "assets_pending_idx": "(created_at) WHERE state = 'pending'",
     "assets_quarantined_idx": "(id) WHERE review = 'quarantined'",
+    "assets_purged_idx": "(id) WHERE review = 'purged' AND storage_key IS NOT NULL",
     "assets_storage_key_idx": "(storage_key) WHERE storage_key IS NOT NULL",
 }
 

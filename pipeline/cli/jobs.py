@@ -78,13 +78,13 @@ def show(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: 
         attempts, events = reading.attempts(tx, job_id), reading.events(tx, job_id)
     warn(rt)
     if as_json:
-        whole = views.job(row) | {
+        whole = views.job(row, rt.settings.public_url) | {
             "attempts": [views.attempt(attempt) for attempt in attempts],
             "events": [views.event(event) for event in events],
         }
         print(json.dumps(whole))
         return
-    for name, value in views.job(row).items():
+    for name, value in views.job(row, rt.settings.public_url).items():
         if value not in (None, {}, []):
             shown = json.dumps(value) if isinstance(value, dict | list) else value
             out.print(Text(f"{name:>18}  ", "dim").append(plain(shown)))

@@ -11,6 +11,7 @@ from rich.table import Table
 from pipeline.broker import QUEUE
 from pipeline.cli.common import AsJson, err, out, plain, runtime, service_name
 from pipeline.errors import InvalidInput
+from pipeline.outputs import Policy
 from pipeline.runtime import Runtime
 from pipeline.store import services as registry
 from pipeline.store.services import Service
@@ -78,6 +79,10 @@ def set_service(
     callback_url: Annotated[
         str | None, typer.Option(metavar="URL|none", help="Where it is told of its jobs' ends.")
     ] = None,
+    nsfw_policy: Annotated[
+        str | None,
+        typer.Option(metavar="allow|flag|quarantine|none", help="Of flagged outputs; none: the setting."),
+    ] = None,
     callback_task: Annotated[
         list[str] | None,
         typer.Option(metavar="TASK[@QUEUE]|none", help="A Celery task its jobs may name; again for each. All of them."),
@@ -94,6 +99,8 @@ def set_service(
         facts["requests_per_minute"] = _limit("--requests-per-minute", requests_per_minute)
     if callback_url is not None:
         facts["callback_url"] = None if callback_url == NONE else _url(rt, callback_url)
+    if nsfw_policy is not None:
+        facts["nsfw_policy"] = _policy(nsfw_policy)
     if callback_task:
         facts["callback_tasks"] = [] if callback_task == [NONE] else [_task(one) for one in callback_task]
     if not facts:
@@ -155,6 +162,7 @@ def _view(one: Service) -> dict[str, object]:
         "paused_at": one.paused_at and one.paused_at.isoformat(),
         "callback_url": one.callback_url,
         "callback_tasks": list(one.callback_tasks),
+        "nsfw_policy": one.nsfw_policy,
     }
 
 
@@ -170,6 +178,14 @@ def _limit(option: str, text: str) -> int | None:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
         raise InvalidInput(f"{option}: {text!r} is neither a whole number above 0 nor 'none'.")
     return int(text)
+
+
+def _policy(text: str) -> str | None:
+    if text == NONE:
+        return None
+    if text not in list(Policy):
+        raise InvalidInput(f"--nsfw-policy: {text!r} is none of {', '.join(Policy)} and 'none'.")
+    return text
 
 
 def _url(rt: Runtime, text: str) -> str:

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pipeline import views
 from pipeline.errors import UnknownJob
+from pipeline.outputs import HIDDEN
 from pipeline.runtime import Runtime
 from pipeline.store import ledger, reading
 from pipeline.store.ledger import Paid
@@ -17,7 +18,8 @@ def of_job(rt: Runtime, service: Service, job_id: UUID) -> dict[str, Any]:
     A job with its attempts, history, callbacks, notifications, charges and retries, as JSON.
 
     A callback's body is as it came, byte for byte, beside the headers that its signature needs: whoever knows the
-    provider's secret can check it. The secret tokens of attempts are no part of it.
+    provider's secret can check it. Callers do not see those of a job with an output under quarantine: they name its
+    address. The secret tokens of attempts are no part of it.
 
     Raises:
         UnknownJob: There is no such job that *service* may see.
@@ -26,13 +28,14 @@ def of_job(rt: Runtime, service: Service, job_id: UUID) -> dict[str, Any]:
         row = reading.job(tx, job_id, service_id=None if service.operator else service.id)
         if row is None:
             raise UnknownJob
+        withheld = not service.operator and any(one["review"] in HIDDEN for one in row.assets or ())
         attempts = [views.attempt(one) for one in reading.attempts(tx, job_id)]
         events = [views.event(one) for one in reading.events(tx, job_id)]
-        callbacks = [_callback(one) for one in reading.callbacks(tx, job_id)]
+        callbacks = [_callback(one, withheld=withheld) for one in reading.callbacks(tx, job_id)]
         notifications = [_notification(one) for one in reading.notifications(tx, job_id)]
         charges = [_charge(one) for one in ledger.of_job(tx, job_id)]
     return {
-        "job": views.job(row),
+        "job": views.job(row, rt.settings.public_url),
         "callback_url": row.callback_url,
         "callback_task": row.callback_task,
         "attempts": attempts,
@@ -44,12 +47,14 @@ def of_job(rt: Runtime, service: Service, job_id: UUID) -> dict[str, Any]:
     }
 
 
-def _callback(row: Any) -> dict[str, Any]:
+def _callback(row: Any, *, withheld: bool) -> dict[str, Any]:
     body: bytes = row.body
     try:
         said = {"body": body.decode(), "body_encoding": "utf-8"}
     except UnicodeDecodeError:
         said = {"body": base64.b64encode(body).decode(), "body_encoding": "base64"}
+    if withheld:
+        said = {"body": "", "body_encoding": "withheld"}
     return {
         "received_at": views.time(row.received_at),
         "verdict": row.verdict,

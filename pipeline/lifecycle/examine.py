@@ -9,7 +9,8 @@ import aiohttp
 from kombu.exceptions import KombuError
 
 from pipeline.broker import SWEEP_S, make_celery
-from pipeline.errors import ConfigError, KeyRefused, ProviderError, Unavailable
+from pipeline.errors import ConfigError, KeyRefused, ProviderError, StorageFailed, Unavailable
+from pipeline.outputs import SOURCE_DAYS
 from pipeline.runtime import Runtime
 from pipeline.store import account, catalogue, schema
 
@@ -48,6 +49,7 @@ def examine(rt: Runtime) -> Iterator[Finding]:
     yield _broker(rt)
     yield _provider(rt)
     yield from _webhooks(rt, usable=usable)
+    yield _archive(rt)
     if usable:
         yield _catalogue(rt)
         yield from _work(rt)
@@ -117,6 +119,19 @@ def _webhooks(rt: Runtime, *, usable: bool) -> Iterator[Finding]:
             yield Finding(
                 "secret", Level.WARN, "the webhook secret is not known yet: a worker fetches it when it starts"
             )
+
+
+def _archive(rt: Runtime) -> Finding:
+    storage = rt.storage
+    if storage is None:
+        words = f"outputs are not kept, and the provider deletes them after {SOURCE_DAYS} days: {rt.storage_problem}"
+        return Finding("archive", Level.WARN, words)
+    try:
+        storage.try_now()
+    except StorageFailed as error:
+        return Finding("archive", Level.FAIL, error.detail)
+    where = storage.folder or rt.settings.archives_to
+    return Finding("archive", Level.OK, f"{where} can be written, read and cleared")
 
 
 async def _asked(url: str) -> str | None:

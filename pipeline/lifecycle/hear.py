@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pipeline import telemetry
 from pipeline.errors import BadSignature, MalformedRequest
-from pipeline.predictions import Unreadable, read, storable
+from pipeline.predictions import Status, Unreadable, read, storable
 from pipeline.runtime import Runtime
 from pipeline.signatures import Freshness, verify
 from pipeline.store import inbox
@@ -51,6 +51,8 @@ def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> He
             if heard.verdict == Verdict.SUSPICIOUS and heard.attempt_id:
                 inbox.look_now(tx, heard.attempt_id)
     _told(rt, heard)
+    if heard.verdict == Verdict.APPLIED and prediction.status is Status.COMPLETED and rt.settings.archive_url != "off":
+        rt.nudge("archive")
     return heard
 
 

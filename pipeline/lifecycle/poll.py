@@ -126,7 +126,7 @@ class Poller:
         if halted:
             log.error("account.halted", reason="key_refused")
         if moved:
-            self._rt.nudge("submit")
+            self._rt.nudge("submit", "archive")
 
     def _verdict(self, question: Question, answer: Prediction | ProviderError) -> Move | None:
         """The move that an answer brings, if any."""

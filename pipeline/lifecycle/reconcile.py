@@ -132,7 +132,7 @@ class Reconciler:
             for one in group:
                 with self._rt.db.transaction() as tx:
                     self._conclude(tx, one, reading, taken, age_s=one.age_s + waited_s)
-        self._rt.nudge("submit")
+        self._rt.nudge("submit", "archive")
 
     def _clusters(self, lost: Sequence[Missing]) -> Iterator[Sequence[Missing]]:
         """Those of one model whose windows lie together, by time."""

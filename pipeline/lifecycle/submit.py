@@ -237,6 +237,8 @@ class Submitter:
                 http_status=posted.answer.http_status,
                 moved=posted.start.job_id in moved,
             )
+        if any(posted.answer.move.to is State.COMPLETED for posted in group):
+            self._rt.nudge("archive")
         if doubted or any(posted.answer.move.to is State.QUEUED for posted in group):
             self._wake()
 

@@ -174,7 +174,11 @@ def resume(tx: Connection) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The account's state for readers: `backoff_s` is what is left of it, `swept_s` ago the sweep last ran."""
+    """
+    The account's state for readers: `backoff_s` is what is left of it, `swept_s` ago the sweep last ran.
+
+    `unarchived_s` is the age of the oldest output that is still to be archived; None: none, or nobody archives.
+    """
 
     halted_reason: str | None
     halted_at: datetime | None
@@ -182,6 +186,7 @@ class Condition:
     trial: bool
     in_flight_cap: int | None
     swept_s: float | None
+    unarchived_s: float | None
 
 
 def condition(tx: Connection) -> Condition:
@@ -190,7 +195,9 @@ def condition(tx: Connection) -> Condition:
         text("""
             SELECT halted_reason, halted_at,
                 greatest(extract(epoch FROM backoff_until - clock_timestamp())::float8, 0) AS backoff_s,
-                trial, in_flight_cap, extract(epoch FROM clock_timestamp() - swept_at)::float8 AS swept_s
+                trial, in_flight_cap, extract(epoch FROM clock_timestamp() - swept_at)::float8 AS swept_s,
+                CASE WHEN archiving THEN extract(epoch FROM clock_timestamp() -
+                    (SELECT min(created_at) FROM assets WHERE state = 'pending'))::float8 END AS unarchived_s
             FROM account WHERE id = 1
         """)
     ).one()

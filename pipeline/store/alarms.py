@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import State, Via
+from pipeline.outputs import Policy
 from pipeline.store import budgets
 from pipeline.store.catalogue import MODELS_AGE_S
 from pipeline.store.moves import Move, advance
@@ -49,6 +50,7 @@ _DUE = text("""
                (SELECT min(due_at) FROM jobs WHERE state = 'processing' AND due_at >= m.in_flight) AS processing,
                (SELECT min(due_at) FROM jobs WHERE state = 'unknown' AND due_at >= m.in_flight) AS unknown,
                (SELECT min(due_at) FROM jobs WHERE state = 'expired') AS expired,
+               (SELECT min(due_at) FROM assets WHERE due_at IS NOT NULL) AS unarchived,
                statement_timestamp() - make_interval(secs => :longest_write_s) AS known_until
         FROM mark m
     )
@@ -61,6 +63,7 @@ _DUE = text("""
         first.queued <= statement_timestamp() IS TRUE AS submit,
         least(first.processing, first.expired) <= statement_timestamp() IS TRUE AS poll,
         first.unknown <= statement_timestamp() IS TRUE AS reconcile,
+        first.unarchived <= statement_timestamp() IS TRUE AS archive,
         halted_reason IS NOT NULL AND probe_at <= statement_timestamp() AS probe,
         webhook_secrets = '[]' OR secrets_fetched_at IS NULL
             OR secrets_fetched_at < statement_timestamp() - make_interval(secs => :secret_age_s) AS secrets,
@@ -76,13 +79,23 @@ def due(tx: Connection) -> list[str]:
     return [duty for duty, is_due in found._mapping.items() if is_due]
 
 
-def tell_settings(tx: Connection, *, default_model: str, deadline_s: float) -> None:
-    """Let the database know what a job gets that is queued by SQL and does not say."""
+def tell_settings(
+    tx: Connection, *, default_model: str, deadline_s: float, archiving: bool, nsfw_policy: Policy
+) -> None:
+    """Let the database know what a job gets that is queued by SQL and does not say, and what becomes of its outputs."""
     statement = text("""
-        UPDATE account SET default_model = :default_model, deadline_s = :deadline_s
-        WHERE id = 1 AND (default_model, deadline_s) <> (:default_model, CAST(:deadline_s AS float8))
+        UPDATE account
+        SET default_model = :default_model, deadline_s = :deadline_s, archiving = :archiving, nsfw_policy = :nsfw_policy
+        WHERE id = 1 AND (default_model, deadline_s, archiving, nsfw_policy)
+            <> (:default_model, CAST(:deadline_s AS float8), :archiving, :nsfw_policy)
     """)
-    tx.execute(statement, {"default_model": default_model, "deadline_s": deadline_s})
+    told = {
+        "default_model": default_model,
+        "deadline_s": deadline_s,
+        "archiving": archiving,
+        "nsfw_policy": nsfw_policy,
+    }
+    tx.execute(statement, told)
 
 
 _LOST_CLAIMS = text(f"""

@@ -62,6 +62,14 @@ def ids_for(outputs: Sequence[object] | None) -> list[str]:
     return [str(new_id()) for _ in (outputs or ())[:MOST]]
 
 
+SHOWN = """
+    (SELECT jsonb_agg(jsonb_build_object('index', a.index, 'state', a.state, 'content_type', a.content_type,
+        'bytes', a.bytes, 'sha256', a.sha256, 'width', a.width, 'height', a.height, 'review', a.review))
+     FROM assets a WHERE a.job_id = {job_id})
+"""
+"""What doors show of a job's outputs, as SQL: one value beside the job's own columns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """One output to be fetched. `age_s` counts from its making, in seconds; with no address *value* is the content."""
@@ -223,7 +231,9 @@ def settle(tx: Connection, ends: Iterable[Stored | Lost]) -> list[Settled]:
     tx.execute(_LOCK_NOTICES, job_ids)  # nobody begins to tell before what it would tell is written
     if keys := sorted({one["storage_key"] for one in wanted if one.get("storage_key")}):
         tx.execute(_LOCK_FILES, {"keys": keys})  # see `unshared`
-    return [Settled(*row) for row in tx.execute(_SETTLE, {"ends": json.dumps(wanted)})]
+    return [
+        Settled(*row) for row in tx.execute(_SETTLE, {"ends": json.dumps(wanted), "ids": [one["id"] for one in wanted]})
+    ]
 
 
 _PUT_OFF = text("""
@@ -293,11 +303,9 @@ def lose_old(tx: Connection, *, at_most: int = 500) -> list[Settled]:
 def wake_idle(tx: Connection, *, at_most: int = 500) -> int:
     """Have outputs fetched that were planned while nobody archived. Returns how many."""
     statement = text("""
-        UPDATE assets a SET due_at = clock_timestamp()
-        FROM (
+        UPDATE assets SET due_at = clock_timestamp() WHERE id = ANY(ARRAY(
             SELECT id FROM assets WHERE state = 'pending' AND due_at IS NULL
-            ORDER BY created_at LIMIT :at_most FOR UPDATE SKIP LOCKED
-        ) idle WHERE a.id = idle.id
+            ORDER BY created_at LIMIT :at_most FOR UPDATE SKIP LOCKED))
     """)
     return tx.execute(statement, {"at_most": at_most}).rowcount
 
@@ -341,3 +349,12 @@ def adopt(tx: Connection, *, after: UUID, at_most: int = 1000) -> UUID | None:
     if wanted:
         tx.execute(_ADOPT, {"wanted": json.dumps(wanted)})
     return jobs[-1].id if jobs else None
+
+
+def fetch_again(tx: Connection, ids: Collection[UUID]) -> None:
+    """Forget that these were stored: their files are not there."""
+    statement = text("""
+        UPDATE assets SET state = 'pending', due_at = clock_timestamp(), storage_key = NULL, stored_at = NULL
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'stored' AND review IS DISTINCT FROM 'purged'
+    """)
+    tx.execute(statement, {"ids": [str(one) for one in ids]})

@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import State
+from pipeline.store import assets
 
 AT_MOST = 5000
 """How many entries of the leading index one page looks at."""
@@ -74,12 +75,12 @@ def _probe(table: str, id_column: str, **equal: str) -> str:
 
 _ALL = _Lead("SELECT id FROM jobs WHERE id < :after ORDER BY id DESC LIMIT :depth", frozenset())
 
-_COLUMNS = """
+_COLUMNS = f"""
     j.id, j.state, coalesce(nullif(j.model, ''), (SELECT default_model FROM account)) AS model,
     j.input, j.options, j.metadata AS caller_data, j.outputs, j.error,
     (SELECT name FROM services WHERE id = j.service_id) AS service, j.priority, j.run_at, j.due_at, j.deadline_at,
     j.attempts, j.prediction_id, j.settled_by, j.inference_ms, j.price, j.retry_of, j.held_at, j.held_reason,
-    j.created_at, j.submitted_at, j.finished_at
+    j.created_at, j.submitted_at, j.finished_at, {assets.SHOWN.format(job_id="j.id")} AS assets
 """
 
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, func, literal_column, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 
+from pipeline.store import assets
 from pipeline.store.tables import AccountRow, AttemptRow, CallbackRow, EventRow, JobRow, NotificationRow, ServiceRow
 
 # Until it is admitted, a job that was queued by SQL may not say.
@@ -40,6 +42,7 @@ _JOB = (
     JobRow.created_at,
     JobRow.submitted_at,
     JobRow.finished_at,
+    literal_column(assets.SHOWN.format(job_id="jobs.id"), JSONB).label("assets"),
 )
 
 

@@ -33,6 +33,7 @@ class Service:
     paused_at: datetime | None = None
     callback_url: str | None = None
     callback_tasks: Sequence[Mapping[str, str]] = ()  # [{"task", "queue"}]
+    nsfw_policy: str | None = None
 
 
 _COLUMNS = tuple(getattr(ServiceRow, field.name) for field in fields(Service))

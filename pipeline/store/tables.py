@@ -43,6 +43,11 @@ def new_id() -> UUID:
     return uuid_utils.compat.uuid7()
 
 
+def id_from(unix_s: float) -> UUID:
+    """The least id that `new_id` can have made at that time, in seconds since 1970."""
+    return UUID(int=int(unix_s * 1000) << 80)
+
+
 def one_of(column: str, values: Iterable[str]) -> str:
     """An SQL condition: *column* is one of *values*, in an order that does not change between runs."""
     return f"{column} IN ({', '.join(repr(str(value)) for value in sorted(values))})"
@@ -260,6 +265,8 @@ class AssetRow(Base):
         # What we have no copy of, the oldest first: the provider deletes it.
         Index("assets_pending_idx", "created_at", postgresql_where=text("state = 'pending'")),
         Index("assets_quarantined_idx", "id", postgresql_where=text("review = 'quarantined'")),
+        # Whose bytes are still to be removed.
+        Index("assets_purged_idx", "id", postgresql_where=text("review = 'purged' AND storage_key IS NOT NULL")),
         # Who shares a file.
         Index("assets_storage_key_idx", "storage_key", postgresql_where=text("storage_key IS NOT NULL")),
     )

@@ -13,6 +13,7 @@ from pipeline.web.openapi.calls import Answer, Body, Call, described
 
 bp = Blueprint("health", __name__)
 
+UNARCHIVED_LATE_S = 3600.0
 SWEEP_LATE_S = 6 * SWEEP_S
 
 
@@ -61,6 +62,11 @@ def ready() -> ResponseReturnValue:
 
 def _degraded(rt: Runtime, condition: account.Condition) -> list[dict[str, str]]:
     found = []
+    if rt.storage is None and rt.settings.archive_url != "off":
+        found.append({"what": "archive", "why": f"outputs are not kept: {rt.storage_problem}"})
+    elif condition.unarchived_s is not None and condition.unarchived_s > UNARCHIVED_LATE_S:
+        hours = condition.unarchived_s / 3600
+        found.append({"what": "archive", "why": f"an output has not been copied for {hours:.0f} h"})
     if isinstance(rt.nudge, Nudger) and rt.nudge.failing:
         found.append({"what": "broker", "why": "nudges cannot be sent; jobs wait for the next sweep"})
     if condition.halted_reason:

@@ -8,7 +8,15 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from pipeline import telemetry
-from pipeline.errors import MalformedRequest, PipelineError, TooLarge, Unauthorized, UnknownPath, WrongMethod
+from pipeline.errors import (
+    MalformedRequest,
+    NotInRange,
+    PipelineError,
+    TooLarge,
+    Unauthorized,
+    UnknownPath,
+    WrongMethod,
+)
 
 log = telemetry.get(__name__)
 
@@ -46,14 +54,20 @@ def _ours(error: PipelineError) -> Response:
     return answer
 
 
-_OF_FLASK: Mapping[int, type[PipelineError]] = {404: UnknownPath, 405: WrongMethod, 413: TooLarge, 500: PipelineError}
+_OF_FLASK: Mapping[int, type[PipelineError]] = {
+    404: UnknownPath,
+    405: WrongMethod,
+    413: TooLarge,
+    416: NotInRange,
+    500: PipelineError,
+}
 
 
 def _http(error: HTTPException) -> Response:
     """Answer what Flask refuses by itself in our own words, so that every code is one of ours."""
     answer = _ours(_OF_FLASK.get(error.code or 500, MalformedRequest)())
     for name, value in error.get_headers():
-        if name == "Allow":
+        if name in {"Allow", "Content-Range"}:
             answer.headers[name] = value
     return answer
 

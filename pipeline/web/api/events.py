@@ -128,7 +128,7 @@ def _stream(rt: Runtime, service: Service, watches: Watcher, watch: Watch, after
                 after = event.seq
                 shown = _event(watch.job_id, event)
                 if ended and event.seq == job.last_seq:
-                    shown["job"] = views.job(job)
+                    shown["job"] = views.job(job, rt.settings.public_url)
                 yield f"id: {event.seq}\nevent: {event.kind}\ndata: {json.dumps(shown)}\n\n"
             if ended:
                 return

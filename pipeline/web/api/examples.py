@@ -78,19 +78,20 @@ COMPLETED: dict[str, Any] = _SUBMITTED | {
     "outputs": [
         {
             "index": 0,
-            "url": "https://cdn.example.com/predictions/d1a5f27c9b3e4860a1c2e3f405162738/1.png",
+            "url": f"https://pipeline.example.com/v1/jobs/{JOB_ID}/outputs/0",
             "source_url": "https://cdn.example.com/predictions/d1a5f27c9b3e4860a1c2e3f405162738/1.png",
-            "content_type": None,
-            "bytes": None,
-            "sha256": None,
-            "width": None,
-            "height": None,
+            "content_type": "image/png",
+            "bytes": 1204817,
+            "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            "width": 1024,
+            "height": 1024,
             "nsfw": False,
             "review": None,
-            "stored": False,
+            "stored": True,
+            "lost": False,
         }
     ],
-    "outputs_expire_at": "2026-02-07T12:00:09.100Z",
+    "outputs_expire_at": None,
 }
 
 FAILED: dict[str, Any] = _SUBMITTED | {

@@ -203,4 +203,4 @@ def read_job(rt: Runtime, service: Service, job_id: UUID) -> dict[str, object]:
         row = reading.job(tx, job_id, service_id=None if service.operator else service.id)
     if row is None:
         raise UnknownJob
-    return views.job(row)
+    return views.job(row, rt.settings.public_url)

@@ -87,7 +87,8 @@ def list_jobs() -> ResponseReturnValue:
     asked = _Query(rt, service)
     with rt.db.transaction() as tx:
         page = lists.page(tx, asked.wanted, after=asked.after, limit=asked.limit)
-    return jsonify(items=[views.job(row) for row in page.rows], next=page.next and cursor(page.next))
+    items = [views.job(row, rt.settings.public_url) for row in page.rows]
+    return jsonify(items=items, next=page.next and cursor(page.next))
 
 
 def cursor(job_id: UUID) -> str:

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from pipeline.errors import FAILURES
 from pipeline.jobs import Outcome, State, Via
 from pipeline.lifecycle.accept import JobRequest
+from pipeline.outputs import Review
 from pipeline.web.openapi.calls import KEY
 
 Milliseconds = Annotated[int, Field(ge=0)]
@@ -22,16 +23,23 @@ class Output(BaseModel):
     """One result of a job, in the provider's order."""
 
     index: int = Field(ge=0)
-    url: str | None = Field(description="Where to download it. `null` for a result that is no file: see `value`.")
-    source_url: str | None = Field(description="Where the provider keeps it, for seven days.")
+    url: str | None = Field(
+        description="Where to download it: with your key from us, once it is stored; until then from the provider."
+        " `null` of a text that is not stored, see `value`; and of what is under quarantine."
+    )
+    source_url: str | None = Field(description="Where the provider keeps it, for seven days; `null` under quarantine.")
     content_type: str | None = Field(description="As of our copy; `null` while there is none, as the next five.")
     bytes: int | None = Field(ge=0)
     sha256: str | None
     width: int | None = Field(ge=0, description="In pixels.")
     height: int | None = Field(ge=0, description="In pixels.")
     nsfw: bool | None = Field(description="Whether the provider flagged it; `null` when it does not say.")
-    review: str | None = Field(description="What a person decided about a flagged file.")
+    review: Review | None = Field(
+        description="How a flagged result stands: `flagged` (it is served), `quarantined` (not served until a person"
+        " releases it), `released` or `purged` (removed). `null` of all others."
+    )
     stored: bool = Field(description="Whether we have a copy of our own.")
+    lost: bool = Field(False, description="Whether there will be no copy: it could not be had from the provider.")
     value: Any = Field(default=None, description="A result that is no file, such as a text. Absent otherwise.")
 
 
@@ -92,7 +100,9 @@ class Job(BaseModel):
     created_at: AwareDatetime
     submitted_at: AwareDatetime | None
     finished_at: AwareDatetime | None
-    outputs_expire_at: AwareDatetime | None = Field(description="Until when the provider keeps the outputs.")
+    outputs_expire_at: AwareDatetime | None = Field(
+        description="Until when the provider keeps the outputs that we have no copy of; `null` when we have them all."
+    )
     timings: Timings
     price: float | None = Field(ge=0, description="In USD, as reserved or paid; `null` while it is not known.")
     retry_of: UUID | None = Field(description="The job that this one repeats.")
@@ -163,7 +173,9 @@ class Callback(BaseModel):
     prediction_id: str | None
     headers: dict[str, str] = Field(description="Those that its signature needs.")
     body: str
-    body_encoding: Literal["utf-8", "base64"]
+    body_encoding: Literal["utf-8", "base64", "withheld"] = Field(
+        description="`withheld`: the body names the address of an output under quarantine, and is empty here."
+    )
 
 
 class Notification(BaseModel):
