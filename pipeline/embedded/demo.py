@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +54,13 @@ class Errand:
 
     @property
     def over(self) -> bool:
-        """The job is final."""
-        return self.job.get("state") in FINAL
+        """The job is final, and its files are stored, or lost."""
+        return self.job.get("state") in FINAL and all(one["stored"] or one["lost"] for one in self.job["outputs"])
+
+    @property
+    def files(self) -> int:
+        """How many of its files are stored."""
+        return sum(bool(one["stored"]) for one in self.job.get("outputs") or ())
 
     @property
     def kept(self) -> bool:
@@ -65,6 +70,7 @@ class Errand:
             and self.job["state"] == self.state
             and self.settled_by in (None, self.job["settled_by"])
             and bool(self.job["error"]) == (self.state == "failed")
+            and self.files == len(self.job["outputs"])
         )
 
 
@@ -108,7 +114,9 @@ def demo() -> None:
             console.print(stack.logs.ends(), markup=False, highlight=False)
             raise PipelineError(str(error)) from None
         ended = "It ended as it should" if len(chosen) == 1 else f"All {len(chosen)} ended as they should"
-        console.print(f"{ended}, {time.monotonic() - begun:.1f} s after the start.")
+        files = sum(errand.files for errand in chosen)
+        kept = f"{files} {'file was' if files == 1 else 'files were'} archived"
+        console.print(f"{ended}, and {kept}, {time.monotonic() - begun:.1f} s after the start.")
         console.print(NEXT, markup=False, highlight=False)
         return
     sys.exit(1)  # interrupted
@@ -121,7 +129,7 @@ def _run(stack: "Stack", chosen: Sequence[Errand], console: Console) -> None:
     deadline = time.monotonic() + (REAL_PATIENCE_S if stack.real else PATIENCE_S)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("jobs finished", total=len(chosen))
+        bar = progress.add_task("jobs finished, files archived", total=len(chosen))
         while not all(errand.over for errand in chosen) and time.monotonic() < deadline:
             stack.wait(0.2)
             for errand in chosen:
@@ -164,7 +172,7 @@ def _table(chosen: Sequence[Errand]) -> Table:
             errand.prompt.partition(" [sandbox:")[0],
             f"[{'green' if job['state'] == 'completed' else 'yellow'}]{job['state']}",
             str(job["settled_by"] or "–"),
-            _files(job.get("outputs") or ()),
+            _files(errand),
             _seconds(timings.get("provider_ms")),
             _seconds(timings.get("total_ms")),
             _remark(errand),
@@ -178,9 +186,9 @@ def _remark(errand: Errand) -> str:
     return told if errand.kept else f"[red]should be {errand.state}, by {errand.settled_by or 'either'}[/] {told}"
 
 
-def _files(outputs: Sequence[Mapping[str, Any]]) -> str:
-    stored = sum(bool(output.get("stored")) for output in outputs)
-    return f"{stored} stored" if stored else "" if not outputs else f"{len(outputs)} linked"
+def _files(errand: Errand) -> str:
+    count = len(errand.job["outputs"])
+    return "" if not count else f"{errand.files} archived" if errand.files == count else f"{errand.files} of {count}"
 
 
 def _seconds(milliseconds: float | None) -> str:

@@ -129,7 +129,7 @@ class Stack:
             own,
             environment.Places(self._url, self._postgres.url, self._broker_url, self._sandbox_url).through(options.via),
             public_url=options.public_url,
-            mild=options.defaults,
+            mild={"ARCHIVE_URL": (self._directory / "files").as_uri(), **options.defaults},
         )
         self.webhooks = "PUBLIC_URL" in self._chosen  # else every job is polled
         self._env = environment.complete(own, self._chosen, public_url=options.public_url) | {"PORT": str(web_port)}
