@@ -1,17 +1,22 @@
 """Where files are kept: a folder, and a bucket of a real S3 server on loopback. Both keep the same promises."""
 
 import asyncio
+import base64
 import io
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError, StorageFailed
+from pipeline.runtime import Runtime
 from pipeline.settings import load
 from pipeline.storage import PIECE_BYTES, Storage
+from pipeline.web import create_app
+from tests.conftest import Caller
+from tests.factories import kept
 
 KEY = "files/ab/abcdef"
 
@@ -90,6 +95,26 @@ def test_a_bucket_gives_an_address_where_the_file_can_be_had_as_what_it_is(bucke
         assert answer.read() == b"a picture"
         assert answer.headers["Content-Type"] == "image/png"
         assert answer.headers["Content-Disposition"] == "inline"
+
+
+def test_callers_are_led_to_the_bucket_or_served_from_it(
+    bucket: Storage, make_rt: Callable[..., Runtime], caller: Caller
+) -> None:
+    """The large bytes need not pass through the web server; but a bucket that callers cannot reach may have to."""
+    content = os.urandom(300_000)
+    rt = make_rt(archive_url="s3://pictures/of/shop")
+    path = f"/v1/jobs/{kept(rt, caller.service, content)}/outputs/0"
+    key = {"Authorization": f"Bearer {caller.key}"}
+    led = create_app(rt).test_client().get(path, headers=key)
+    assert (led.status_code, led.headers["Cache-Control"]) == (302, "no-store")
+    with urllib.request.urlopen(led.headers["Location"]) as answer:
+        assert answer.read() == content
+    through = create_app(make_rt(archive_url="s3://pictures/of/shop", archive_redirect=False)).test_client()
+    assert through.get(path, headers=key).data == content
+    part = through.get(path, headers={**key, "Range": "bytes=-1000"})
+    assert (part.status_code, part.data) == (206, content[-1000:])
+    encoded = through.get(f"{path}?format=base64", headers=key).data
+    assert base64.b64decode(encoded, validate=True) == content
 
 
 def test_what_a_killed_writer_left_is_cleared_away_and_nothing_else(folder: Storage) -> None:
