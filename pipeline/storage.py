@@ -41,6 +41,7 @@ CACHED = "private, max-age=3600"
 SIGNED_FOR = timedelta(minutes=5)
 
 _LEFT_S = 3600.0
+_READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r".*#\d+")
 
 
@@ -118,6 +119,20 @@ class Storage:
                 return cast("BinaryIO", obstore.open_reader(self._store, key, buffer_size=1024 * 1024))
             except FileNotFoundError:
                 return None
+
+    def read_now(self, key: str) -> Iterator[bytes]:
+        """
+        Give the bytes of a key, piece by piece.
+
+        Raises:
+            StorageFailed: There are none, or they cannot all be read.
+        """
+        file = self.open_now(key)
+        if file is None:
+            raise StorageFailed("The archive has no such file.")
+        with file, _explained():
+            while piece := bytes(file.read(_READ_BYTES)):
+                yield piece
 
     def signed_now(self, key: str) -> str | None:
         """An address where anybody can read it for some minutes; None where there is no such thing."""

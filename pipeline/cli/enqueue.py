@@ -21,7 +21,7 @@ from pipeline.cli.rows import Defaults, Format, Row, format_of, read
 from pipeline.cli.waiting import progress, wait_for
 from pipeline.errors import InvalidInput
 from pipeline.runtime import Runtime
-from pipeline.store import reading
+from pipeline.store import assets, reading
 
 SHOWN = 100
 """So many jobs are shown in a table; all of them with --json."""
@@ -159,8 +159,11 @@ def _fetch(rt: Runtime, ids: Sequence[UUID], folder: Path) -> list[str]:
             shown(done)
 
         for start in range(0, len(ids), AT_ONCE):
-            jobs = [views.job(row) for row in _rows(rt, ids[start : start + AT_ONCE])]
-            missing += asyncio.run(fetch(rt.outbound(), jobs, folder, told))
+            some = ids[start : start + AT_ONCE]
+            jobs = [views.job(row) for row in _rows(rt, some)]
+            with rt.db.transaction() as tx:
+                copies = assets.copies(tx, some)
+            missing += asyncio.run(fetch(rt, jobs, copies, folder, told))
     return missing
 
 

@@ -71,6 +71,27 @@ SHOWN = """
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """Our own copy of an output: where it lies, and what it must be."""
+
+    storage_key: str
+    sha256: str
+
+
+_COPIES = text("""
+    SELECT job_id, index, storage_key, sha256 FROM assets
+    WHERE job_id = ANY(CAST(:ids AS uuid[])) AND state = 'stored'
+      AND (review IS NULL OR review NOT IN ('quarantined', 'purged'))
+""")
+
+
+def copies(tx: Connection, job_ids: Sequence[UUID]) -> dict[tuple[str, int], Copy]:
+    """Our copies of the outputs of these jobs that may be given out, by job and number."""
+    rows = tx.execute(_COPIES, {"ids": [str(job_id) for job_id in job_ids]})
+    return {(str(job_id), index): Copy(storage_key, sha256) for job_id, index, storage_key, sha256 in rows}
+
+
+@dataclass(frozen=True, slots=True)
 class Claimed:
     """One output to be fetched. `age_s` counts from its making, in seconds; with no address *value* is the content."""
 
