@@ -1,6 +1,7 @@
 """The Celery app: JSON only, no results, one queue of our own."""
 
 from celery import Celery
+from kombu.connection import Connection
 
 QUEUE = "pipeline"
 SWEEP_S = 5.0
@@ -46,3 +47,15 @@ def make_celery(broker_url: str) -> Celery:
         },
     )
     return app
+
+
+def impatient(broker_url: str, timeout_s: float, *, confirmed: bool = False) -> Connection:
+    """A connection that fails after *timeout_s* seconds; *confirmed*: RabbitMQ is to say that it has each message."""
+    timeouts: dict[str, object] = (
+        {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+        if broker_url.startswith("redis")
+        else {"read_timeout": timeout_s, "write_timeout": timeout_s, "confirm_publish": confirmed}
+    )
+    return Connection(  # type: ignore[no-untyped-call]
+        broker_url, connect_timeout=timeout_s, transport_options=timeouts
+    )

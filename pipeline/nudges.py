@@ -10,10 +10,9 @@ import time
 from typing import Any
 
 from celery import Celery
-from kombu.connection import Connection
 
 from pipeline import telemetry
-from pipeline.broker import QUEUE
+from pipeline.broker import QUEUE, impatient
 
 log = telemetry.get(__name__)
 
@@ -71,19 +70,9 @@ class Nudger:
 
     def _send(self, kind: str) -> None:
         if self._producer is None:
-            self._producer = self._celery.amqp.Producer(self._connect(), auto_declare=False)
+            self._producer = self._celery.amqp.Producer(impatient(self._url, self._timeout_s), auto_declare=False)
         self._celery.send_task(
             f"pipeline.{kind}", queue=QUEUE, producer=self._producer, retry=False, ignore_result=True, expires=60
-        )
-
-    def _connect(self) -> Connection:
-        timeouts = (
-            {"socket_timeout": self._timeout_s, "socket_connect_timeout": self._timeout_s}
-            if self._url.startswith("redis")
-            else {"read_timeout": self._timeout_s, "write_timeout": self._timeout_s}
-        )
-        return Connection(  # type: ignore[no-untyped-call]
-            self._url, connect_timeout=self._timeout_s, transport_options=timeouts
         )
 
     def _drop_connection(self) -> None:

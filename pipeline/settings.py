@@ -165,6 +165,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     archive_redirect: bool = True  # callers fetch files from a bucket by a signed address; else through us
     nsfw_policy: Policy = Policy.FLAG  # where the service has none of its own
     dyno: str | None = None  # Heroku's name for this machine, whose disk is private and vanishes
+    operator_callback_url: str | None = None  # where the operator is told of a halted account, and the like
 
     web_threads: Annotated[int, Field(ge=10, le=10_000)] = 320  # of one web process; the Procfile reads it too
 
@@ -179,6 +180,14 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
             return url
         if urlsplit(url).scheme != "https" or addresses.address_problem(url):
             raise ValueError("must be a public https:// address, the provider calls it from outside")
+        return url
+
+    @field_validator("operator_callback_url")
+    @classmethod
+    def _operator_can_be_told(cls, url: str | None, info: ValidationInfo) -> str | None:
+        """One that is refused each time would leave the operator in the dark when it matters."""
+        if url and (problem := addresses.address_problem(url, info.data.get("outbound_allow", ()))):
+            raise ValueError(f"cannot be called: {problem}")
         return url
 
     @cached_property

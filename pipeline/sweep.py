@@ -8,8 +8,9 @@ nobody did for a while does it too. Any number of sweeps at once do no harm: eac
 from collections.abc import Callable
 
 from pipeline import telemetry
+from pipeline.lifecycle.notify import PATIENCE_S
 from pipeline.runtime import Runtime
-from pipeline.store import alarms, assets, pauses, workers
+from pipeline.store import alarms, assets, notifications, pauses, workers
 from pipeline.store.database import Transaction
 
 log = telemetry.get(__name__)
@@ -26,6 +27,7 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
         workers.bury_neighbours(tx)
         abandoned = alarms.give_up_claims(tx)
         assets.give_up_claims(tx, dead_after_s=alarms.DEAD_AFTER_S)
+        notifications.take_back(tx, dead_after_s=alarms.DEAD_AFTER_S)
     with rt.db.transaction() as tx:  # each by itself: budgets are locked after jobs, and not together with the account
         expired = alarms.expire_queued(tx)
     with rt.db.transaction() as tx:
@@ -33,13 +35,19 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
     with rt.db.transaction() as tx:
         pauses.park(tx)
     with rt.db.transaction() as tx:
+        hopeless = notifications.bury(tx, patience_s=PATIENCE_S)
+    with rt.db.transaction() as tx:
         due = alarms.due(tx)
+        if notifications.are_due(tx):
+            due.append("notify")
         tell_settings(rt, tx)
         workers.forget_dead(tx)
     if abandoned:
         log.warning("sweep.claims_given_up", count=len(abandoned))
     if expired:
         log.warning("sweep.jobs_expired", count=len(expired))
+    if hopeless:
+        log.warning("sweep.notifications_dead", count=hopeless)
     wake(*due)
     return due
 

@@ -75,6 +75,12 @@ def archive() -> None:
     worker().wake("archive")
 
 
+@celery.task(name="pipeline.notify")
+def notify() -> None:
+    """Tell what is due to be told."""
+    worker().wake("notify")
+
+
 @celery.task(name="pipeline.secrets")
 def secrets() -> None:
     """Fetch the webhook secret again: a callback's signature matched none."""

@@ -1,6 +1,6 @@
 """How a job reads, the same through every door."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -67,6 +67,38 @@ def attempt(row: Any) -> dict[str, Any]:
 def event(row: Any) -> dict[str, Any]:
     """One event of a job's history as JSON."""
     return {"seq": row.seq, "at": time(row.at), "kind": row.kind, "data": row.data}
+
+
+def notification(row: Any, deliveries: Sequence[Any], *, withheld: bool = False) -> dict[str, Any]:
+    """One notification as JSON, with every try to deliver it; what was sent may be *withheld*: it names addresses."""
+    return {
+        "id": str(row.id),
+        "event": row.event,
+        "seq": row.seq,
+        "audience": row.audience,
+        "state": row.state,
+        "endpoint": row.endpoint and row.endpoint.partition(" ")[2],
+        "attempts": row.attempts,
+        "error": row.error,
+        "due_at": time(row.due_at),
+        "created_at": time(row.created_at),
+        "ended_at": time(row.ended_at),
+        "deliveries": [delivery(one) | ({"request": None} if withheld else {}) for one in deliveries],
+    }
+
+
+def delivery(row: Any) -> dict[str, Any]:
+    """One try to deliver as JSON; `duration_ms` until the answer, or until there was none."""
+    return {
+        "number": row.number,
+        "at": time(row.at),
+        "target": row.target,
+        "request": row.request,
+        "status": row.status,
+        "answer": row.answer,
+        "duration_ms": row.duration_ms,
+        "error": row.error,
+    }
 
 
 _FACTS = ("content_type", "bytes", "sha256", "width", "height", "review")

@@ -16,6 +16,7 @@ from pipeline.lifecycle.account import Prober, SecretKeeper
 from pipeline.lifecycle.admit import Admitter
 from pipeline.lifecycle.archive import Archiver
 from pipeline.lifecycle.catalogue import CatalogueKeeper
+from pipeline.lifecycle.notify import Notifier
 from pipeline.lifecycle.poll import Poller
 from pipeline.lifecycle.reconcile import Reconciler
 from pipeline.lifecycle.submit import Submitter
@@ -54,11 +55,13 @@ class Worker:
         self._poller = Poller(self.rt, self._loop, self._provider, wake=lambda: self.wake("poll"))
         self._outbound = self.rt.outbound()
         self._archiver = Archiver(self.rt, self.id, self._loop, self._outbound, wake=lambda: self.wake("archive"))
+        self._notifier = Notifier(self.rt, self.id, self._loop, self._outbound, wake=lambda: self.wake("notify"))
         looks: dict[str, Callable[[], float | None]] = {
             "sweep": self.sweep,
             "admit": Admitter(self.rt, self._loop, self._provider).look,
             "submit": self._submitter.look,
             "poll": self._poller.look,
+            "notify": self._notifier.look,
             "reconcile": Reconciler(self.rt, self.id, self._loop, self._provider).look,
             "archive": self._archiver.look,
             "probe": Prober(self.rt, self._loop, self._provider).look,
@@ -92,6 +95,7 @@ class Worker:
             duty.look_once()
         self._submitter.finish(STOP_S)
         self._archiver.finish(STOP_S)
+        self._notifier.finish(STOP_S)
 
     def _say_alive(self, pause: Callable[[float], bool | None]) -> bool:
         while not self._stopped:
@@ -146,6 +150,7 @@ class Worker:
                 self._archiver.stop()
                 self._submitter.stop(end - time.monotonic())
                 self._poller.stop(end - time.monotonic())
+                self._notifier.stop(end - time.monotonic())
                 self._heart.stop()
                 with self._heart_db.transaction() as tx:
                     workers.leave(tx, self.id)

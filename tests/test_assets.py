@@ -21,6 +21,13 @@ HASH = "ab" * 32
 PICTURE = {"url": FILE, "nsfw": False}
 
 
+@pytest.fixture
+def caller(rt: Runtime, caller: Caller) -> Caller:
+    """Give a service that wants to be told."""
+    execute(rt, "UPDATE services SET callback_url = 'https://shop.example/hook'")
+    return caller
+
+
 def archiving(rt: Runtime, policy: str = "flag") -> None:
     """As the sweep tells the database, where an archive is set up."""
     execute(rt, "UPDATE account SET archiving = true, nsfw_policy = :policy", policy=policy)

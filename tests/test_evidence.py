@@ -50,7 +50,7 @@ def test_the_evidence_of_a_job_is_everything_that_is_known_of_it(rt: Runtime, we
     assert (second["verdict"], second["body_encoding"]) == ("unreadable", "base64")
     assert base64.b64decode(second["body"]) == odd
     assert [(one["event"], one["audience"], one["state"]) for one in found["notifications"]] == [
-        ("job.completed", "service", "pending")
+        ("job.completed", "service", "unaddressed")
     ]
     (charge,) = found["charges"]
     assert (charge["prediction_id"], charge["price"]) == (job.prediction_id, 0.12)

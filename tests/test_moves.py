@@ -165,6 +165,7 @@ def test_a_note_on_a_job_that_is_not_there_is_nothing(rt: Runtime) -> None:
 @pytest.mark.parametrize("to", sorted(TOLD | {State.QUEUED}))
 def test_what_must_be_told_is_planned_in_the_commit_of_the_move(rt: Runtime, caller: Caller, to: State) -> None:
     """A process that dies right after the verdict must not keep it from the caller; other moves tell nobody."""
+    execute(rt, "UPDATE services SET callback_url = 'https://shop.example/hook'")
     job_id = placed(rt, caller.service, min(sources(to)))
     last = Move(job_id, to, due_s=None if to in FINAL else 1.0, outputs=[], error={})
 

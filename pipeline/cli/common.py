@@ -26,6 +26,7 @@ out = Console(width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, one JSON value on stdout.")]
+Rotate = Annotated[bool, typer.Option("--rotate", help="Make a new one; the former signs beside it for a day.")]
 
 
 def runtime(name: str = "cli") -> Runtime:

@@ -52,6 +52,10 @@ COMMANDS = {
         "Imitate the provider, for development and tests: the API, signed webhooks, and every way it can go wrong.",
     ),
     "services": ("pipeline.cli.services", "The services that may hand in jobs, and their keys."),
+    "notifications": (
+        "pipeline.cli.notifications",
+        "What callers and operators are told: deliveries, dead letters, endpoints that fail.",
+    ),
     "budgets": ("pipeline.cli.money", "What may be spent in a day or a month (of UTC)."),
     "models": ("pipeline.cli.models", "The models: what there is, what it takes and costs."),
     "refusals": (

@@ -13,7 +13,9 @@ from pipeline.cli.common import AsJson, err, out, plain, runtime, service_name
 from pipeline.errors import InvalidInput
 from pipeline.outputs import Policy
 from pipeline.runtime import Runtime
+from pipeline.store import keys
 from pipeline.store import services as registry
+from pipeline.store.database import Transaction
 from pipeline.store.services import Service
 
 services = typer.Typer(help="The services that may hand in jobs, and their keys.", no_args_is_help=True)
@@ -42,7 +44,9 @@ def create_service(
         raise InvalidInput(
             f"There is a service named {name} already; `pipeline services rotate {name}` makes a new key."
         )
-    _show_key(name, key, as_json=as_json)
+    with rt.db.transaction() as tx:
+        secret = _secret(tx, name)
+    _show_key(name, key, secret=secret, as_json=as_json)
 
 
 @services.command("rotate")
@@ -54,6 +58,22 @@ def rotate_key(name: str, *, as_json: AsJson = False) -> None:
     if key is None:
         raise InvalidInput(f"There is no service named {name}.")
     _show_key(name, key, as_json=as_json)
+
+
+@services.command("secret")
+def show_secret(
+    name: Name,
+    *,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Make a new one; the former signs beside it for a day.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the secret that signs what a service is told (Standard Webhooks): its receiver verifies with it."""
+    rt = runtime()
+    with rt.db.transaction() as tx:
+        secret = _secret(tx, service_name(name), rotate=rotate)
+    print(json.dumps({"name": name, "secret": secret}) if as_json else secret)
 
 
 @services.command("revoke")
@@ -206,9 +226,20 @@ def _task(text: str) -> dict[str, str]:
     return {"task": task, "queue": queue}
 
 
-def _show_key(name: str, key: str, *, as_json: bool) -> None:
+def _secret(tx: Transaction, name: str, *, rotate: bool = False) -> str:
+    service = registry.by_name(tx, name, revoked=True)
+    if service is None:
+        raise InvalidInput(f"There is no service named {name}.")
+    return keys.rotate(tx, service.id) if rotate else keys.of(tx, service.id)[0]
+
+
+def _show_key(name: str, key: str, *, secret: str | None = None, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"name": name, "key": key}))
-    else:
-        out.print(f"service [bold]{name}[/bold], key (shown only now):")
-        print(key)
+        print(json.dumps({"name": name, "key": key} | ({"secret": secret} if secret else {})))
+        return
+    out.print(f"service [bold]{name}[/bold], key (shown only now):")
+    print(key)
+    if secret:
+        err.print(
+            f"its notifications are signed with {secret} (`services secret {name}` shows it again)", soft_wrap=True
+        )

@@ -82,7 +82,7 @@ class Prober:
             log.warning("account.still_halted", reason=halt.reason, balance_usd=balance)
             return None
         log.warning("account.resumed", reason=halt.reason, balance_usd=balance)
-        self._rt.nudge("submit", "poll", "reconcile")
+        self._rt.nudge("submit", "poll", "reconcile", "notify")
         return None
 
 

@@ -60,7 +60,7 @@ class Admitter:
         with self._rt.db.transaction() as tx:
             mine = admission.lock(tx, applicants)
             waiting = self._settle(tx, [one for one in looked_at if one.applicant.job_id in mine], known)
-        self._rt.nudge("submit")
+        self._rt.nudge("submit", "notify")  # what is refused has failed
         return 0.0 if len(applicants) == AT_ONCE else ASK_AGAIN_S if waiting else None
 
     def _look_at(self, applicant: Applicant) -> "_Looked":

@@ -36,6 +36,7 @@ def cancel(rt: Runtime, service: Service, job_id: UUID) -> bool:
         state = State(_job(tx, service, job_id).state)
     if moved:
         log.info("job.cancelled", job_id=str(job_id), by=service.name)
+        rt.nudge("notify")
     elif state in FINAL - {State.CANCELLED} or state == State.EXPIRED:
         raise NotAllowedNow(f"The job has ended: it is {state}. Only a queued job can be cancelled.")
     elif state != State.CANCELLED:

@@ -82,4 +82,4 @@ def _decided(rt: Runtime, job_id: UUID, decision: str, *, moved: bool) -> None:
     if not moved:
         raise NotAllowedNow("The job has moved on meanwhile; `pipeline show` tells how it is.")
     log.warning("job.decided", job_id=str(job_id), decision=decision)
-    rt.nudge("submit", "poll", "archive")
+    rt.nudge("submit", "poll", "archive", "notify")

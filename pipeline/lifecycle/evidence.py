@@ -8,8 +8,9 @@ from pipeline import views
 from pipeline.errors import UnknownJob
 from pipeline.outputs import HIDDEN
 from pipeline.runtime import Runtime
-from pipeline.store import ledger, reading
+from pipeline.store import deliveries, ledger, reading
 from pipeline.store.ledger import Paid
+from pipeline.store.outbox import Audience
 from pipeline.store.services import Service
 
 
@@ -19,7 +20,8 @@ def of_job(rt: Runtime, service: Service, job_id: UUID) -> dict[str, Any]:
 
     A callback's body is as it came, byte for byte, beside the headers that its signature needs: whoever knows the
     provider's secret can check it. Callers do not see those of a job with an output under quarantine: they name its
-    address. The secret tokens of attempts are no part of it.
+    address. The secret tokens of attempts are no part of it. Each notification has every try to deliver
+    it, with what was sent and what was answered.
 
     Raises:
         UnknownJob: There is no such job that *service* may see.
@@ -32,7 +34,10 @@ def of_job(rt: Runtime, service: Service, job_id: UUID) -> dict[str, Any]:
         attempts = [views.attempt(one) for one in reading.attempts(tx, job_id)]
         events = [views.event(one) for one in reading.events(tx, job_id)]
         callbacks = [_callback(one, withheld=withheld) for one in reading.callbacks(tx, job_id)]
-        notifications = [_notification(one) for one in reading.notifications(tx, job_id)]
+        planned = [  # where operators are told is no business of a caller's
+            one for one in reading.notifications(tx, job_id) if service.operator or one.audience == Audience.SERVICE
+        ]
+        tries = deliveries.of(tx, [one.id for one in planned])
         charges = [_charge(one) for one in ledger.of_job(tx, job_id)]
     return {
         "job": views.job(row, rt.settings.public_url),
@@ -41,7 +46,7 @@ def of_job(rt: Runtime, service: Service, job_id: UUID) -> dict[str, Any]:
         "attempts": attempts,
         "events": events,
         "callbacks": callbacks,
-        "notifications": notifications,
+        "notifications": [views.notification(one, tries[one.id], withheld=withheld) for one in planned],
         "charges": charges,
         "retries": [event["data"]["retry"] for event in events if event["kind"] == "job.retried"],
     }
@@ -61,17 +66,6 @@ def _callback(row: Any, *, withheld: bool) -> dict[str, Any]:
         "prediction_id": row.prediction_id,
         "headers": row.headers,
         **said,
-    }
-
-
-def _notification(row: Any) -> dict[str, Any]:
-    return {
-        "event": row.event,
-        "seq": row.seq,
-        "audience": row.audience,
-        "state": row.state,
-        "due_at": views.time(row.due_at),
-        "created_at": views.time(row.created_at),
     }
 
 

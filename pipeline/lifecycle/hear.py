@@ -59,7 +59,7 @@ def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> He
 def _told(rt: Runtime, heard: Heard) -> None:
     log.info("callback.heard", verdict=heard.verdict, job_id=heard.job_id and str(heard.job_id), before=heard.before)
     if heard.verdict == Verdict.APPLIED:
-        rt.nudge("submit")  # a place at the provider came free
+        rt.nudge("submit", *(["notify"] if heard.tell else ()))  # a place at the provider came free
     elif heard.verdict in {Verdict.STALE, Verdict.SUSPICIOUS, Verdict.UNREADABLE}:
         rt.nudge("poll", "reconcile")
 

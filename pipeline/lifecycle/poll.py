@@ -125,8 +125,8 @@ class Poller:
             log.info("job.polled", job_id=str(job_id), said=said, moved=job_id in moved, age_s=told.question.age_s)
         if halted:
             log.error("account.halted", reason="key_refused")
-        if moved:
-            self._rt.nudge("submit", "archive")
+        if moved or halted:
+            self._rt.nudge("submit", "archive", "notify")
 
     def _verdict(self, question: Question, answer: Prediction | ProviderError) -> Move | None:
         """The move that an answer brings, if any."""

@@ -132,7 +132,7 @@ class Reconciler:
             for one in group:
                 with self._rt.db.transaction() as tx:
                     self._conclude(tx, one, reading, taken, age_s=one.age_s + waited_s)
-        self._rt.nudge("submit", "archive")
+        self._rt.nudge("submit", "archive", "notify")
 
     def _clusters(self, lost: Sequence[Missing]) -> Iterator[Sequence[Missing]]:
         """Those of one model whose windows lie together, by time."""
@@ -172,6 +172,7 @@ class Reconciler:
                 halted = account.halt(tx, "key_refused", balance=None)
         if halted:
             log.error("account.halted", reason="key_refused")
+        self._rt.nudge("notify")
 
     def _conclude(self, tx: Transaction, one: Missing, reading: Reading, taken: set[str], age_s: float) -> None:
         first, last = self._window(one)

@@ -18,7 +18,7 @@ from pipeline.errors import (
     Throttled,
     Unavailable,
 )
-from pipeline.jobs import Outcome, State, Via
+from pipeline.jobs import TOLD, Outcome, State, Via
 from pipeline.lifecycle.account import KeyCheck
 from pipeline.lifecycle.window import Window
 from pipeline.predictions import Prediction, Status
@@ -241,6 +241,8 @@ class Submitter:
             self._rt.nudge("archive")
         if doubted or any(posted.answer.move.to is State.QUEUED for posted in group):
             self._wake()
+        if any(posted.answer.move.to in TOLD for posted in group):
+            self._rt.nudge("notify")
 
     def _weigh(self, group: Sequence[Posted]) -> None:
         """Tell the account's brakes, in a transaction of its own: claims lock the account before the jobs."""
@@ -269,6 +271,7 @@ class Submitter:
             log.warning("account.backed_off", reason=effect.reason, backoff_s=effect.backoff_s)
         if halted:
             log.error("account.halted", reason=halts[0].halt)
+            self._rt.nudge("notify")
 
 
 def _accepted(start: Start, prediction: Prediction, poll_s: float) -> Answer:

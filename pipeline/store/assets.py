@@ -213,7 +213,8 @@ _SETTLE = text(f"""
         FROM numbered n JOIN counted c ON c.id = n.job_id
     ), waiting AS (  -- callers who have not been told yet, because the outputs were waited for
         SELECT n.id, n.job_id FROM notifications n JOIN counted c ON c.id = n.job_id
-        WHERE n.event = 'job.completed' AND n.state = 'pending' AND {_IN_GRACE}
+        WHERE n.event = 'job.completed'
+          AND (n.state = 'pending' AND {_IN_GRACE} OR n.state = 'unaddressed')  -- whom nobody ever has to tell
     ), told AS (
         UPDATE notifications n SET due_at = clock_timestamp() FROM waiting w
         WHERE n.id = w.id AND n.due_at > clock_timestamp()

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs import FINAL, IN_FLIGHT, TOLD, State, Via
 from pipeline.predictions import Prediction, Status
-from pipeline.store import assets, budgets
+from pipeline.store import assets, budgets, notifications
 from pipeline.store.moves import LEGAL, flag_double_charges
 from pipeline.store.tables import Verdict, new_id
 
@@ -37,6 +37,7 @@ class Heard:
     job_id: UUID | None = None
     attempt_id: UUID | None = None
     before: str | None = None  # the job's state when it came
+    tell: bool = False  # somebody is to be told at once
 
 
 # The URL is not covered by the signature, so an authentic body proves itself by its id and model as well. The verdict
@@ -80,14 +81,12 @@ _HEAR = text(f"""
             last_seq = j.last_seq + 1
         FROM judged g WHERE j.id = g.job_id AND g.verdict = 'applied'
         RETURNING j.id, j.service_id, j.last_seq, g.state AS "from", :to = 'completed' AS completed, j.outputs,
-                  CAST(:asset_ids AS uuid[]) AS asset_ids,
+                  CAST(:asset_ids AS uuid[]) AS asset_ids, j.callback_url, j.callback_task,
+                  CASE WHEN :to = ANY(:told) THEN CAST(:notice_id AS uuid) END AS notice_id, 'job.' || :to AS kind,
                   g.reserved - j.reserved AS freed,
                   CASE WHEN :to <> 'completed' THEN 0 WHEN g.admitted THEN g.reserved
                        ELSE coalesce(j.price, 0) END AS spent
-    ), {budgets.FREED}, {assets.PLANNED}, planned AS (
-        INSERT INTO notifications (id, event, job_id, seq, due_at)
-        SELECT :notice_id, 'job.' || :to, id, last_seq, {assets.TELL_AT} FROM moved WHERE :to = ANY(:told)
-    ), told AS (
+    ), {budgets.FREED}, {assets.PLANNED}, {notifications.PLANNED}, told AS (
         INSERT INTO events (job_id, seq, at, kind, data)
         SELECT id, last_seq, clock_timestamp(), 'job.' || :to, jsonb_build_object('from', "from", 'via', :via)
         FROM moved
@@ -97,7 +96,7 @@ _HEAR = text(f"""
            CAST(:headers AS jsonb), :body
     FROM (SELECT 1) always LEFT JOIN judged g ON true
     RETURNING verdict, job_id, attempt_id, (SELECT state FROM judged), (SELECT current FROM judged),
-              (SELECT number FROM judged)
+              (SELECT number FROM judged), (SELECT due_at <= clock_timestamp() FROM planned) IS TRUE AS tell
 """)
 
 
@@ -128,7 +127,7 @@ def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: 
             "inference_ms": prediction.inference_ms,
         },
     ).one()
-    heard = Heard(row.verdict, row.job_id, row.attempt_id, row.state)
+    heard = Heard(row.verdict, row.job_id, row.attempt_id, row.state, tell=row.tell)
     if heard.attempt_id is None or heard.verdict == Verdict.SUSPICIOUS:
         return heard
     if row.number > 1 or not row.current or heard.before in {State.CANCELLED, State.FAILED}:

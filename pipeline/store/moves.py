@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import FINAL, TOLD, TRANSITIONS, State, Via
-from pipeline.store import assets, budgets
+from pipeline.store import assets, budgets, notifications
 from pipeline.store.budgets import Charge
 from pipeline.store.tables import new_id
 
@@ -72,14 +72,11 @@ _ADVANCE = text(f"""
           AND (l."from" || '>' || w."to") = ANY(:legal)
           AND (w.attempt_id IS NULL OR w.attempt_id = j.current_attempt)
         RETURNING j.id, j.service_id, j.last_seq, l."from", w.kind, w.data, w.notice_id,
-                  w."to" = :completed AS completed, j.outputs, w.asset_ids,
+                  w."to" = :completed AS completed, j.outputs, w.asset_ids, j.callback_url, j.callback_task,
                   l.reserved - j.reserved AS freed,
                   CASE WHEN w."to" = :completed OR l."from" = :unknown AND w."to" = :failed AND w.via = :operator
                        THEN CASE WHEN l.admitted THEN l.reserved ELSE coalesce(j.price, 0) END ELSE 0 END AS spent
-    ), {budgets.FREED}, {assets.PLANNED}, planned AS (
-        INSERT INTO notifications (id, event, job_id, seq, due_at)
-        SELECT notice_id, kind, id, last_seq, {assets.TELL_AT} FROM moved WHERE notice_id IS NOT NULL
-    ), told AS (
+    ), {budgets.FREED}, {assets.PLANNED}, {notifications.PLANNED}, told AS (
         INSERT INTO events (job_id, seq, at, kind, data)
         SELECT id, last_seq, clock_timestamp(), kind, jsonb_build_object('from', "from") || data FROM moved
     )

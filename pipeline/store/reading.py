@@ -8,7 +8,8 @@ from sqlalchemy import Connection, func, literal_column, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from pipeline.store import assets
-from pipeline.store.tables import AccountRow, AttemptRow, CallbackRow, EventRow, JobRow, NotificationRow, ServiceRow
+from pipeline.store.outbox import NotificationRow
+from pipeline.store.tables import AccountRow, AttemptRow, CallbackRow, EventRow, JobRow, ServiceRow
 
 # Until it is admitted, a job that was queued by SQL may not say.
 _MODEL = func.coalesce(func.nullif(JobRow.model, ""), select(AccountRow.default_model).scalar_subquery())
@@ -116,11 +117,16 @@ def callbacks(tx: Connection, job_id: UUID) -> Sequence[Any]:
 def notifications(tx: Connection, job_id: UUID) -> Sequence[Any]:
     """Who was to be told what of a job, in order."""
     query = select(
+        NotificationRow.id,
         NotificationRow.event,
         NotificationRow.seq,
         NotificationRow.audience,
         NotificationRow.state,
+        NotificationRow.endpoint,
+        NotificationRow.attempts,
+        NotificationRow.error,
         NotificationRow.due_at,
         NotificationRow.created_at,
+        NotificationRow.ended_at,
     )
     return tx.execute(query.where(NotificationRow.job_id == job_id).order_by(NotificationRow.seq)).all()

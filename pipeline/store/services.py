@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from pipeline.store import notifications
 from pipeline.store.tables import NOW, ServiceRow, new_id
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -89,7 +90,10 @@ def change(tx: Connection, name: str, *, paused: bool | None = None, **facts: An
     if paused is not None:
         values["paused_at"] = func.coalesce(ServiceRow.paused_at, NOW) if paused else None
     statement = update(ServiceRow).where(ServiceRow.name == name).values(values)
-    return tx.execute(statement).rowcount > 0
+    found = tx.execute(statement).rowcount > 0
+    if found and "callback_url" in facts:
+        notifications.readdress(tx, name)
+    return found
 
 
 def _first(tx: Connection, *conditions: object) -> Service | None:

@@ -66,14 +66,6 @@ class Verdict:
     ALL = (APPLIED, DUPLICATE, LATE, STALE, ORPHAN, SUSPICIOUS, UNREADABLE)
 
 
-class Audience:
-    """Who is told: the job's caller, or the operator of this installation."""
-
-    SERVICE = "service"
-    OPERATOR = "operator"
-    ALL = (SERVICE, OPERATOR)
-
-
 class Base(DeclarativeBase):
     """Naming convention and column types of all tables."""
 
@@ -124,6 +116,7 @@ class ServiceRow(Base):
     paused_at: Mapped[datetime | None]  # since when its queue stands still
     callback_url: Mapped[str | None]  # where it is told, unless a job says otherwise
     callback_tasks: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))  # Celery tasks its jobs may name
+    callback_secrets: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))  # sign what it is told, see `keys`
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     revoked_at: Mapped[datetime | None]
     nsfw_policy: Mapped[str | None]  # NULL: the setting
@@ -297,28 +290,6 @@ class AssetRow(Base):
     stored_at: Mapped[datetime | None]
 
 
-class NotificationRow(Base):
-    """The outbox: what must be told of an event of a job, or of the account. Planned in the commit of what happened."""
-
-    __tablename__ = "notifications"
-    __table_args__ = (
-        CheckConstraint(one_of("state", ("pending", "delivered", "dead")), name="state"),
-        CheckConstraint("(due_at IS NOT NULL) = (state = 'pending')", name="pending_has_alarm"),
-        CheckConstraint(one_of("audience", Audience.ALL), name="audience"),
-        UniqueConstraint("job_id", "seq"),  # an event is told once
-    )
-
-    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
-    event: Mapped[str]
-    job_id: Mapped[UUID | None]
-    seq: Mapped[int | None]  # of the job's event
-    audience: Mapped[str] = mapped_column(server_default=Audience.SERVICE)
-    data: Mapped[Json] = mapped_column(server_default=text("'{}'"))  # what is said of the account
-    state: Mapped[str] = mapped_column(server_default="pending")
-    due_at: Mapped[datetime | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
-
-
 class CallbackRow(Base):
     """The inbox: every authentic delivery, byte for byte, with what became of it."""
 
@@ -406,6 +377,7 @@ class AccountRow(Base):
     # Likewise what is done about the files of jobs as they complete.
     archiving: Mapped[bool] = mapped_column(server_default=text("false"))
     nsfw_policy: Mapped[str] = mapped_column(server_default=Policy.QUARANTINE)
+    operator_secrets: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))  # sign what operators are told
 
 
 class ModelRow(Base):

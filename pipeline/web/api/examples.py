@@ -158,12 +158,38 @@ EVIDENCE: dict[str, Any] = {
     ],
     "notifications": [
         {
+            "id": "019c1412-6a4c-7a2b-9d1e-5b7c3a9f2e10",
             "event": "job.completed",
             "seq": 4,
             "audience": "service",
-            "state": "pending",
-            "due_at": "2026-01-31T12:00:09.100Z",
+            "state": "delivered",
+            "endpoint": "https://shop.example.com",
+            "attempts": 1,
+            "error": None,
+            "due_at": None,
             "created_at": "2026-01-31T12:00:09.100Z",
+            "ended_at": "2026-01-31T12:00:09.240Z",
+            "deliveries": [
+                {
+                    "number": 1,
+                    "at": "2026-01-31T12:00:09.240Z",
+                    "target": "https://shop.example.com/hooks/pictures",
+                    "request": {
+                        "headers": {
+                            "content-type": "application/json",
+                            "webhook-id": "019c1412-6a4c-7a2b-9d1e-5b7c3a9f2e10",
+                            "webhook-timestamp": "1769860809",
+                            "webhook-signature": "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
+                        },
+                        "body": '{"type":"job.completed","timestamp":"2026-01-31T12:00:09.100Z","data":{}}',
+                        "truncated": False,
+                    },
+                    "status": 204,
+                    "answer": "",
+                    "duration_ms": 38,
+                    "error": None,
+                }
+            ],
         }
     ],
     "charges": [

@@ -178,15 +178,44 @@ class Callback(BaseModel):
     )
 
 
+class Sent(BaseModel):
+    """What one delivery carried."""
+
+    headers: dict[str, str]
+    body: str
+    truncated: bool = Field(description="Whether `body` is only its beginning.")
+
+
+class Delivery(BaseModel):
+    """One try to deliver a notification."""
+
+    number: int = Field(ge=1)
+    at: AwareDatetime
+    target: str = Field(description="The address without its query, or `task@queue`.")
+    request: Sent | None = Field(description="`null` when nothing was sent.")
+    status: int | None
+    answer: str | None = Field(description="The first 2048 bytes of what was answered.")
+    duration_ms: int | None
+    error: str | None = Field(description="`null` when it was delivered.")
+
+
 class Notification(BaseModel):
     """One message to whoever is to be told."""
 
+    id: UUID = Field(description="The `webhook-id` of each of its deliveries.")
     event: str
     seq: int
     audience: str
-    state: str
+    state: Literal["pending", "delivered", "dead", "unaddressed"] = Field(
+        description="`dead`: given up. `unaddressed`: nobody had said where to send it."
+    )
+    endpoint: str | None = Field(description="Whom it is for: an origin, or a task.")
+    attempts: int = Field(ge=0)
+    error: str | None = Field(description="Why the last try failed.")
     due_at: AwareDatetime | None
     created_at: AwareDatetime
+    ended_at: AwareDatetime | None
+    deliveries: list[Delivery]
 
 
 class Charge(BaseModel):

@@ -1,0 +1,272 @@
+"""What callers and operators are told: listed with every try, sent again, and the endpoints that fail."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.text import Text
+
+from pipeline import views
+from pipeline.cli import complete
+from pipeline.cli.common import AsJson, err, folding_table, out, plain, runtime
+from pipeline.errors import InvalidInput, NotAllowedNow
+from pipeline.runtime import Runtime
+from pipeline.store import deliveries, endpoints, keys
+from pipeline.store import notifications as outbox
+from pipeline.store.deliveries import Wanted
+from pipeline.store.outbox import Told
+
+notifications = typer.Typer(
+    help="What callers and operators are told: deliveries, dead letters, endpoints that fail.", no_args_is_help=True
+)
+
+Service = Annotated[
+    str | None, typer.Option(help="Only what is told of this service's jobs.", autocompletion=complete.services)
+]
+Event = Annotated[str | None, typer.Option(help="Only this event, such as job.completed.")]
+Endpoint = Annotated[
+    str | None, typer.Option(help="Only what is for this endpoint, such as 'shop https://shop.example'.")
+]
+Job = Annotated[str | None, typer.Option(help="Only what is told of this job.")]
+Since = Annotated[str | None, typer.Option(metavar="TIME|AGE", help="Planned then or later: 2026-01-31T12:00Z, or 6h.")]
+Until = Annotated[str | None, typer.Option(metavar="TIME|AGE", help="Planned before: a time, or an age.")]
+
+
+@notifications.command("list")
+def list_notifications(
+    *,
+    state: Annotated[Told | None, typer.Option(help="Only those in this state; dead ones were given up.")] = None,
+    service: Service = None,
+    event: Event = None,
+    endpoint: Endpoint = None,
+    job: Job = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest notifications."""
+    rt = runtime()
+    chosen = {"state": state, "service": service, "event": event, "endpoint": endpoint, "job": job}
+    wanted = _wanted(rt, chosen, since=since, until=until)
+    with rt.db.transaction() as tx:
+        found = deliveries.newest(tx, wanted, at_most=limit)
+    if as_json:
+        print(json.dumps([_view(one) for one in found]))
+        return
+    table = folding_table("notifications", "id", "planned", "event", "for", "state", "tries", "next try", "error")
+    for one in found:
+        next_try = f"{one.due_at:%Y-%m-%d %H:%M:%S}" if one.due_at else ""
+        cells = (one.event, one.endpoint, one.state, one.attempts, next_try, one.error)
+        table.add_row(str(one.id), f"{one.created_at:%Y-%m-%d %H:%M:%S}", *map(plain, cells))
+    out.print(table)
+
+
+@notifications.command("show")
+def show_notification(
+    notification: Annotated[str, typer.Argument(metavar="ID", help="The notification's id.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show one notification, with every try: what was sent, and what was answered."""
+    rt = runtime()
+    notification_id = _id(notification)
+    with rt.db.transaction() as tx:
+        found = deliveries.newest(tx, Wanted(ids=[notification_id]), at_most=1)
+        tries = deliveries.of(tx, [notification_id])[notification_id]
+    if not found:
+        raise NotAllowedNow(f"There is no notification {notification_id}.")
+    whole = _view(found[0]) | {"deliveries": [views.delivery(one) for one in tries]}
+    if as_json:
+        print(json.dumps(whole))
+        return
+    for name, value in whole.items():
+        if name != "deliveries":
+            out.print(
+                Text(f"{name:>12}  ", "dim").append(plain(json.dumps(value) if isinstance(value, dict) else value))
+            )
+    table = folding_table("tries", "", "at", "to", "answered", "ms", "said")
+    for one in tries:
+        cells = (one.target, one.status, one.duration_ms, one.error if one.status is None else one.answer)
+        table.add_row(str(one.number), f"{one.at:%Y-%m-%d %H:%M:%S}", *map(plain, cells))
+    out.print(table)
+
+
+@notifications.command("replay")
+def replay(
+    notification: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Which; none: all that the options choose.")
+    ] = None,
+    *,
+    state: Annotated[
+        Told | None, typer.Option(help="Those in this state; dead ones, unless ids or a state are given.")
+    ] = None,
+    service: Service = None,
+    event: Event = None,
+    endpoint: Endpoint = None,
+    job: Job = None,
+    since: Since = None,
+    until: Until = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many there are.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Send notifications again, from the beginning of the schedule: one, or all that fit what is said of them.
+
+    Each keeps its id, so a receiver that had it after all knows it again.
+    """
+    rt = runtime()
+    ids = [_id(one) for one in notification or ()] or None
+    state = state or (None if ids else Told.DEAD)
+    chosen = {"state": state, "service": service, "event": event, "endpoint": endpoint, "job": job}
+    wanted = _wanted(rt, chosen, since=since, until=until, ids=ids)
+    if dry_run:
+        with rt.db.transaction() as tx:
+            _say_count(deliveries.count(tx, wanted), "would be sent again", as_json=as_json)
+        return
+    sent: list[str] = []
+    begun = datetime.now(UTC)
+    while True:
+        with rt.db.transaction() as tx:
+            batch = deliveries.replay(tx, wanted)
+        sent += batch
+        rt.nudge("notify")
+        if len(batch) < deliveries.REPLAYED_AT_A_TIME or datetime.now(UTC) - begun > timedelta(hours=1):
+            break
+    _say_count(len(sent), "are sent again", as_json=as_json)
+    with rt.db.transaction() as tx:
+        off = {one.name for one in endpoints.troubled(tx) if one.off_at}
+    for name in sorted(off.intersection(sent)):
+        err.print(plain(f"{name} is switched off; `pipeline notifications enable '{name}'` does not wait for a probe"))
+    time.sleep(0.1)  # the nudge leaves from a daemon thread
+
+
+@notifications.command("endpoints")
+def list_endpoints(*, as_json: AsJson = False) -> None:
+    """List the endpoints that fail now, and those that are switched off."""
+    rt = runtime()
+    with rt.db.transaction() as tx:
+        found = endpoints.troubled(tx)
+    if as_json:
+        print(json.dumps([_endpoint_view(one) for one in found]))
+        return
+    table = folding_table("endpoints that fail", "endpoint", "since", "failures", "waiting", "", "error")
+    for one in found:
+        off = f"off since {one.off_at:%Y-%m-%d %H:%M}" if one.off_at else ""
+        since = f"{one.failing_since:%Y-%m-%d %H:%M:%S}"
+        table.add_row(*map(plain, (one.name, since, one.failures, one.waiting, off, one.error)))
+    out.print(table)
+
+
+@notifications.command("enable")
+def enable(endpoint: Annotated[str, typer.Argument(help="Its whole name, as `endpoints` shows it.")]) -> None:
+    """Send to an endpoint again that was switched off because it failed for days."""
+    rt = runtime()
+    with rt.db.transaction() as tx:
+        if not endpoints.switch_on(tx, endpoint):
+            raise NotAllowedNow(f"There is no endpoint {endpoint!r} that is switched off.")
+        outbox.tell_of_endpoint(tx, "endpoint.switched_on", endpoint, {"by": "a person"})
+    rt.nudge("notify")
+    err.print(plain(f"{endpoint} is on"))
+    time.sleep(0.1)  # the nudge leaves from a daemon thread
+
+
+@notifications.command("secret")
+def operator_secret(
+    *,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Make a new one; the former signs beside it for a day.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the secret that signs what is sent to OPERATOR_CALLBACK_URL; services have theirs (`services secret`)."""
+    rt = runtime()
+    with rt.db.transaction() as tx:
+        secret = keys.rotate(tx, None) if rotate else keys.of(tx, None)[0]
+    print(json.dumps({"secret": secret}) if as_json else secret)
+
+
+def _wanted(
+    rt: Runtime,
+    chosen: Mapping[str, str | None],
+    *,
+    since: str | None,
+    until: str | None,
+    ids: Sequence[UUID] | None = None,
+) -> Wanted:
+    return Wanted(
+        ids=ids,
+        state=chosen["state"],
+        service=chosen["service"],
+        event=chosen["event"],
+        endpoint=chosen["endpoint"],
+        job_id=_id(chosen["job"], "job") if chosen["job"] else None,
+        since=_time(rt, "--since", since),
+        until=_time(rt, "--until", until),
+    )
+
+
+def _time(rt: Runtime, option: str, text: str | None) -> datetime | None:
+    """A time with its zone (UTC, unless it says), or so long ago: 90s, 15m, 6h, 2d."""
+    if text is None:
+        return None
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    number, unit = text[:-1], text[-1:]
+    if number.isascii() and number.isdigit() and len(number) < 7 and unit in units:
+        return datetime.fromtimestamp(rt.unix_time(), UTC) - timedelta(**{units[unit]: int(number)})
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(
+            f"{option}: {text!r} is neither a time, such as 2026-01-31T12:00Z, nor an age, as 6h."
+        ) from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _say_count(count: int, what: str, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"count": count}))
+    else:
+        err.print(f"{count} {what}")
+
+
+def _view(row: Any) -> dict[str, Any]:
+    return {
+        "id": str(row.id),
+        "event": row.event,
+        "job_id": row.job_id and str(row.job_id),
+        "service": row.service,
+        "audience": row.audience,
+        "endpoint": row.endpoint,
+        "state": row.state,
+        "attempts": row.attempts,
+        "error": row.error,
+        "data": row.data,
+        "created_at": views.time(row.created_at),
+        "due_at": views.time(row.due_at),
+        "replayed_at": views.time(row.replayed_at),
+        "ended_at": views.time(row.ended_at),
+    }
+
+
+def _endpoint_view(one: endpoints.Endpoint) -> dict[str, Any]:
+    return {
+        "endpoint": one.name,
+        "failing_since": views.time(one.failing_since),
+        "failures": one.failures,
+        "waiting": one.waiting,
+        "off_at": views.time(one.off_at),
+        "probe_at": views.time(one.probe_at),
+        "error": one.error,
+    }
+
+
+def _id(text: str, what: str = "notification") -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidInput(f"{text!r} is not a {what}'s id.") from None
