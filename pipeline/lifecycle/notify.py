@@ -53,6 +53,9 @@ OFF_AFTER_TRIES = 10
 PROBE_S = 900.0
 """How often one notification is tried at an endpoint that is switched off."""
 
+SOON_S = 0.5
+"""How often this process looks while something that has failed for the first time may be due again."""
+
 PATIENCE_S = sum(SCHEDULE_S)
 """How long a notification waits for an endpoint that is switched off, before it is dead."""
 
@@ -83,14 +86,17 @@ class Notifier:
         self._under_way: dict[UUID, Message] = {}
         self._changed = threading.Condition()
         self._stopping = False
-        self._hungry = False  # there was more to claim than could begin at once
+        self._full: set[str] = set()  # lanes that had no room left when others were taken
+        self._crowded = False  # nor had all of them together
+        self._retry_until = 0.0  # some that have just failed are due again by then
 
     def look(self) -> float | None:
         """Claim what is due, and begin to send it."""
         with self._changed:
             at_most, room, rooms = min(BATCH, self._lanes.free), self._lanes.each, self._lanes.rooms()
-            self._hungry = at_most <= 0
-        if self._hungry or self._stopping:
+            self._full = {name for name, left in rooms.items() if not left}
+            self._crowded = at_most <= 0 or room == 1
+        if at_most <= 0 or self._stopping:
             return None
         operator_url = self._rt.settings.operator_callback_url
         with self._rt.db.transaction() as tx:
@@ -108,7 +114,9 @@ class Notifier:
                 notifications.address(tx, operator_url=operator_url)
             jobs = reading.those(tx, sorted({one.job_id for one in claim.messages if one.job_id}))
         self._begin(claim.messages, {row.id: views.job(row, self._rt.settings.public_url) for row in jobs})
-        return 0.0 if claim.strangers or len(claim.messages) == at_most else None
+        if claim.strangers or len(claim.messages) == at_most:
+            return 0.0
+        return SOON_S if time.monotonic() < self._retry_until else None
 
     def finish(self, wait_s: float) -> None:
         """Wait up to *wait_s* seconds for the answers to what was begun."""
@@ -137,7 +145,8 @@ class Notifier:
                 self._lanes.begin(one.endpoint)
             self._under_way.update((one.id, one) for one in messages)
             rooms = self._lanes.rooms()
-            self._hungry = any(not rooms[one.endpoint] for one in messages)  # more may wait for it
+            self._full.update(name for name, left in rooms.items() if not left)
+            self._crowded = self._crowded or self._lanes.each == 1
         for one in messages:
             content = _content(one, jobs.get(one.job_id) if one.job_id else None)
             if one.task is not None:
@@ -209,8 +218,9 @@ class Notifier:
             self._lanes.end(message.endpoint, answered=told.status is not None or told.error is None or told.final)
             self._under_way.pop(message.id, None)
             self._changed.notify_all()
-            hungry, self._hungry = self._hungry, False
-        if hungry:
+            more_may_wait = self._crowded or message.endpoint in self._full
+            self._full.discard(message.endpoint)
+        if more_may_wait:
             self._wake()
 
     def _record(self, group: Sequence[Tried]) -> None:
@@ -241,7 +251,10 @@ class Notifier:
             log.warning("endpoint.switched_on", endpoint=name)
         for one in off:
             log.error("endpoint.switched_off", endpoint=one.name, why=one.error, failures=one.failures)
-        if on or off:
+        if any(told.error is not None and told.message.id not in dead for told in group):
+            self._retry_until = time.monotonic() + SCHEDULE_S[0] * (1 + JITTER) + SOON_S
+            self._wake()  # it comes back by itself, and not only with the next sweep
+        elif on:
             self._wake()
 
 
