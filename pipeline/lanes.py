@@ -12,7 +12,10 @@ EACH = 50
 """Places of one endpoint, while it answers."""
 
 SILENT = 4
-"""Places of an endpoint whose last try ended without an answer."""
+"""Places of an endpoint whose last SILENT_AFTER tries ended without an answer."""
+
+SILENT_AFTER = 3
+"""One that breaks off may happen to anybody."""
 
 
 class Lanes:
@@ -20,7 +23,7 @@ class Lanes:
 
     def __init__(self) -> None:
         self._busy: Counter[str] = Counter()
-        self._silent: set[str] = set()
+        self._unanswered: Counter[str] = Counter()  # in a row
 
     @property
     def free(self) -> int:
@@ -34,7 +37,8 @@ class Lanes:
 
     def rooms(self) -> dict[str, int]:
         """How many more may be begun for each endpoint that is not as any other."""
-        return {name: max(0, self._places(name) - self._busy[name]) for name in self._busy.keys() | self._silent}
+        known = self._busy.keys() | self._unanswered.keys()
+        return {name: max(0, self._places(name) - self._busy[name]) for name in known}
 
     def begin(self, endpoint: str) -> None:
         """One more is under way."""
@@ -45,7 +49,10 @@ class Lanes:
         self._busy[endpoint] -= 1
         if not self._busy[endpoint]:
             del self._busy[endpoint]
-        (self._silent.discard if answered else self._silent.add)(endpoint)
+        if answered:
+            self._unanswered.pop(endpoint, None)
+        else:
+            self._unanswered[endpoint] += 1
 
     def _places(self, endpoint: str) -> int:
-        return min(self.each, SILENT) if endpoint in self._silent else self.each
+        return min(self.each, SILENT) if self._unanswered[endpoint] >= SILENT_AFTER else self.each
