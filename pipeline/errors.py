@@ -6,8 +6,8 @@ Every exception we raise on purpose, as one tree.
     ├── Unauthorized (401) · BadSignature (401) · BudgetExceeded (402)
     ├── UnknownJob (404) · UnknownOutput (404) · UnknownPath (404) · WrongMethod (405)
     ├── MalformedRequest (400) · NotAllowedNow (409) · IdempotencyConflict (409) · NotStoredYet (409)
-    ├── TooLarge (413) · NotInRange (416) · InvalidInput (422)
-    ├── RateLimited (429) · Unavailable (503) · Busy (503) · StorageFailed (503)
+    ├── TooLarge (413) · NotInRange (416) · InvalidInput (422) · PromptRefused (422)
+    ├── RateLimited (429) · Unavailable (503) · Busy (503) · StorageFailed (503) · NotScreened (503)
     ├── OutboundError      a call to an address we did not choose
     │   ├── Blocked        never try again: it must not be called
     │   ├── Unreachable    try again later: no answer, or not a whole one
@@ -196,6 +196,19 @@ class InvalidInput(PipelineError):
     remedy = "Mend each field that `errors` names, and send it again, with the same `Idempotency-Key` if you like."
 
 
+class PromptRefused(PipelineError):
+    """The operator's screen refuses what is asked for; `errors` names the categories, field by field."""
+
+    status = 422
+    code = "prompt_refused"
+    title = "The screen refuses this prompt"
+    remedy = "Ask for something else: the same will be refused again. Nothing was paid."
+
+    def __init__(self, detail: str = "", *, errors: Sequence[FieldError] = (), categories: Sequence[str] = ()) -> None:
+        super().__init__(detail or f"The screen refuses this prompt: {', '.join(categories)}.", errors=errors)
+        self.categories = tuple(categories)
+
+
 class RateLimited(PipelineError):
     """A service asks more often than it may."""
 
@@ -227,6 +240,16 @@ class Busy(PipelineError):
     title = "Too many wait already"
     remedy = "Come back after `Retry-After` seconds, or read the job now and then."
     retry_after_s = 5.0
+
+
+class NotScreened(PipelineError):
+    """The operator's own screen for prompts failed or took too long, so nothing was accepted."""
+
+    status = 503
+    code = "not_screened"
+    title = "The prompt cannot be screened now"
+    remedy = "Repeat the same request after `Retry-After` seconds; tell the operator when it stays."
+    retry_after_s = 10.0
 
 
 class OutboundError(PipelineError):
@@ -362,6 +385,7 @@ FAILURES: Mapping[str, str] = {
     KeyRefused.code: "The account may not use this model. Choose another, or ask the operator.",
     NotFound.code: "The provider has lost the task, so its outcome cannot be learnt. A retry is a new paid generation.",
     "given_up": "Nobody could find out what became of the submission, and an operator ended the job.",
+    PromptRefused.code: "Of a job that was queued unchecked: the operator's screen refuses its prompt.",
     InvalidInput.code: "Of a job that was queued unchecked: its input is wrong. `message` names each field.",
     BudgetExceeded.code: "Of a job that was queued unchecked: the budget does not cover it.",
 }

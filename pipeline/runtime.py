@@ -5,28 +5,33 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pipeline import telemetry
 from pipeline.broker import make_celery
 from pipeline.errors import ConfigError, Unavailable
-from pipeline.models import UNREAD, Catalogue
+from pipeline.hook import Hook
+from pipeline.models import Catalogue
 from pipeline.nudges import Nudger
+from pipeline.screening import Screens
 from pipeline.settings import Settings, load
 from pipeline.store import account
 from pipeline.store import catalogue as models
-from pipeline.store.database import PATIENCE_S, Database
+from pipeline.store import screens as terms
+from pipeline.store.database import PATIENCE_S, Database, Transaction
 
 if TYPE_CHECKING:
     from pipeline.outbound import Outbound
     from pipeline.storage import Storage
     from pipeline.wavespeed import WaveSpeed
 
+T = TypeVar("T")
+
 SECRETS_REREAD_S = 5.0
 """How old the webhook secrets a process knows may be: a rotation is taken over within this time."""
 
-CATALOGUE_REREAD_S = 5.0
-"""How often a process looks whether the catalogue of models was read again."""
+REREAD_S = 5.0
+"""How often a process looks whether the catalogue of models, or the screen for prompts, is another one by now."""
 
 
 def _quiet(*kinds: str) -> None:
@@ -54,6 +59,21 @@ class Runtime:
     def catalogue(self) -> "Models":
         """The models there are, as this process knows them: `rt.catalogue()`."""
         return Models(self.settings, self.db)
+
+    @cached_property
+    def screens(self) -> "Lists":
+        """The terms that prompts are screened for, as this process knows them: `rt.screens()`."""
+        return Lists(self.db)
+
+    @cached_property
+    def hook(self) -> Hook | None:
+        """
+        The operator's own screen for prompts, if there is one.
+
+        Raises:
+            ConfigError: PROMPT_SCREEN names none that can be used.
+        """
+        return Hook(self.settings.prompt_screen) if self.settings.prompt_screen else None
 
     @cached_property
     def price_pause(self) -> "Pause":
@@ -161,21 +181,20 @@ class Secrets:
         return self._known
 
 
-class Models:
-    """The catalogue of models, as workers read it into Postgres; looked after every few seconds by one thread."""
+class Reread(Generic[T]):
+    """Something that is kept in Postgres and seldom changes; looked after every few seconds by one thread."""
 
-    def __init__(self, settings: Settings, db: Database, *, reread_s: float = CATALOGUE_REREAD_S) -> None:
-        self._settings = settings
+    def __init__(self, db: Database, first: T, *, reread_s: float = REREAD_S) -> None:
         self._db = db
         self._reread_s = reread_s
-        self._known: Catalogue = UNREAD
+        self._known = first  # as long as it has no version
         self._version: object = None
         self._looked_at = float("-inf")
         self._looking = threading.Lock()
 
-    def __call__(self) -> Catalogue:
+    def __call__(self) -> T:
         """
-        What may be asked of which model.
+        What is known; a few seconds old at most.
 
         Raises:
             Unavailable: The database is away.
@@ -193,13 +212,46 @@ class Models:
         if time.monotonic() - self._looked_at <= self._reread_s:  # somebody just did
             return
         with self._db.transaction() as tx:
-            version = models.version(tx)
-            changed = version is not None and version != self._version
-            listings = models.listings(tx) if changed else ()
-        if changed or version is None:
-            self._known = Catalogue(listings, allow_unlisted=self._settings.allow_unlisted_models)
-            self._version = version
+            version = self._version_of(tx)
+            found = self._read(tx) if version != self._version else None
+        if found is not None:
+            self._known, self._version = found, version
         self._looked_at = time.monotonic()
+
+    def _version_of(self, tx: Transaction) -> object:
+        """Say which one it is now; None when there never was any."""
+        raise NotImplementedError
+
+    def _read(self, tx: Transaction) -> T:
+        """Read it."""
+        raise NotImplementedError
+
+
+class Models(Reread[Catalogue]):
+    """The catalogue of models, as workers read it into Postgres."""
+
+    def __init__(self, settings: Settings, db: Database, *, reread_s: float = REREAD_S) -> None:
+        self._allow_unlisted = settings.allow_unlisted_models
+        super().__init__(db, Catalogue(allow_unlisted=self._allow_unlisted), reread_s=reread_s)
+
+    def _version_of(self, tx: Transaction) -> object:
+        return models.version(tx)
+
+    def _read(self, tx: Transaction) -> Catalogue:
+        return Catalogue(models.listings(tx), allow_unlisted=self._allow_unlisted)
+
+
+class Lists(Reread[Screens]):
+    """The lists of terms that prompts are screened for, as people keep them in Postgres."""
+
+    def __init__(self, db: Database, *, reread_s: float = REREAD_S) -> None:
+        super().__init__(db, Screens(), reread_s=reread_s)
+
+    def _version_of(self, tx: Transaction) -> object:
+        return terms.version(tx)
+
+    def _read(self, tx: Transaction) -> Screens:
+        return Screens(terms.rows(tx))
 
 
 def from_environment(name: str, *, pool_size: int = 8, patience_s: int = PATIENCE_S) -> Runtime:

@@ -94,6 +94,13 @@ def _model(name: str) -> str:
     return name
 
 
+def _function(path: str) -> str:
+    module, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")) or not name.isidentifier():
+        raise ValueError("must name a function as package.module:function")
+    return path
+
+
 def _comma_separated(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
@@ -150,6 +157,8 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     account_exclusive: bool = False  # nobody else, and no browser, makes tasks on this account
     default_model: Annotated[str, AfterValidator(_model)] = "openai/dall-e-2"
     allow_unlisted_models: bool = False  # jobs may name models that the provider's catalogue does not
+
+    prompt_screen: Annotated[str, AfterValidator(_function)] | None = None  # the operator's own, beside the lists
 
     lease_s: Annotated[Seconds, Field(ge=75)] = 90.0  # longer than a POST can take: connect 10 s, read 60 s
     poll_after_s: Seconds | None = None  # None: 30 s with webhooks, 2 s without

@@ -166,8 +166,10 @@ def _without_contents(record: logging.LogRecord) -> bool:
 
 @signals.worker_init.connect
 def _ask_for_the_key(**_: Any) -> None:
-    """Without one, do not begin."""
+    """Without one, do not begin; nor with a screen for prompts that is none."""
     try:
-        _runtime().provider()
+        rt = _runtime()
+        rt.provider()
+        rt.hook  # noqa: B018 - loads it
     except ConfigError as error:
         raise SystemExit(f"pipeline: {error.detail}") from None

@@ -58,6 +58,7 @@ COMMANDS = {
     ),
     "budgets": ("pipeline.cli.money", "What may be spent in a day or a month (of UTC)."),
     "models": ("pipeline.cli.models", "The models: what there is, what it takes and costs."),
+    "screens": ("pipeline.cli.screens", "What prompts are screened for before anything is paid: lists of terms."),
     "refusals": (
         "pipeline.cli.refusals",
         "Messages from other apps that could not become jobs: listed, unless a command is given.",

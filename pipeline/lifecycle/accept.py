@@ -23,8 +23,17 @@ from pydantic import (
 )
 
 from pipeline import addresses, models, prices
-from pipeline.errors import BudgetExceeded, ConfigError, FieldError, InvalidInput, MalformedRequest, Unavailable
-from pipeline.lifecycle import quote
+from pipeline.errors import (
+    BudgetExceeded,
+    ConfigError,
+    FieldError,
+    InvalidInput,
+    MalformedRequest,
+    NotScreened,
+    PromptRefused,
+    Unavailable,
+)
+from pipeline.lifecycle import quote, screen
 from pipeline.models import Catalogue
 from pipeline.runtime import Runtime
 from pipeline.store import budgets, intake
@@ -39,6 +48,9 @@ MAX_DEADLINE_S = 7 * 86400
 """The provider keeps results for seven days: nothing can be learnt of a job after that."""
 
 NO_PRICE = "The provider names no price for it, and there is a budget: set one with `pipeline models price MODEL USD`."
+
+REFUSED = (InvalidInput, PromptRefused, NotScreened)
+"""Why a request is not accepted that may have been accepted before, under its key."""
 
 ODD_KEY = "Must be 1 to 255 printable ASCII characters."
 
@@ -133,14 +145,16 @@ def decode(body: bytes) -> Any:
 
 def take(rt: Runtime, service: Service, value: Any, *, key: str | None = None) -> tuple[UUID, bool]:
     """
-    Check a request as it came, and accept it: `check`, then `accept`.
+    Check a request as it came, and accept it: `check`, `screen.check`, then `accept`.
 
-    What was accepted once under its *key* stays so, though it would be refused by now: its model was withdrawn since.
+    What was accepted once under its *key* stays so, though it would be refused by now: its model was withdrawn since,
+    or a word in it is one that prompts are screened for.
     """
     try:
         request = check(value, default_model=rt.settings.default_model, catalogue=rt.catalogue())
+        screen.check(rt, service, request.model or rt.settings.default_model, request.input)
         return accept(rt, service, request, key=key)
-    except InvalidInput:
+    except REFUSED:
         if known := _accepted_before(rt, service, value, key):
             return known, False
         raise

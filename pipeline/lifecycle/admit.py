@@ -1,21 +1,23 @@
 """
-Admit: check, price and pay into the budget what was queued without all that, before it is first claimed.
+Admit: check, screen, price and pay into the budget what was queued without all that, before it is first claimed.
 
 Jobs come here that were written straight into the database, and those whose price nobody had asked for yet.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from pipeline import models, prices, telemetry
-from pipeline.errors import BudgetExceeded
+from pipeline.errors import BudgetExceeded, FieldError, PromptRefused
 from pipeline.jobs import State
-from pipeline.lifecycle import quote
+from pipeline.lifecycle import quote, screen
 from pipeline.lifecycle.accept import NO_PRICE, callback_problem, short_of
 from pipeline.runtime import Runtime
-from pipeline.store import account, admission
+from pipeline.store import account, admission, services
 from pipeline.store import prices as price_list
 from pipeline.store.admission import Admission, Applicant
 from pipeline.store.budgets import Purses
@@ -47,8 +49,8 @@ class Admitter:
             applicants = admission.waiting(tx, at_most=AT_ONCE)
         if not applicants:
             return None
-        looked_at = [self._look_at(one) for one in applicants]
-        sound = {one.question: one.applicant.input for one in looked_at if not one.problem}
+        looked_at = self._screened([self._look_at(one) for one in applicants])
+        sound = {one.question: one.applicant.input for one in looked_at if one.screened and not one.problem}
         with self._rt.db.transaction() as tx:
             known = price_list.known(tx, sorted(sound))
             may_ask = account.condition(tx).halted_reason != "key_refused"  # then nothing but the probe goes out
@@ -75,8 +77,28 @@ class Admitter:
             sent=sent,
             ours=ours,
             question=(model, prices.key(sent)),
-            problem=" ".join(f"{found.field}: {found.message}" for found in problems) or None,
+            problem=("invalid_input", _told(problems)) if problems else None,
         )
+
+    def _screened(self, looked_at: Sequence["_Looked"]) -> list["_Looked"]:
+        """The same, and what the screen says of those that are sound."""
+        found = {one.applicant.job_id: one for one in looked_at}
+        by_service: dict[UUID, list[_Looked]] = defaultdict(list)
+        for one in looked_at:
+            if not one.problem:
+                by_service[one.applicant.service_id].append(one)
+        for service_id, sound in by_service.items():
+            with self._rt.db.transaction() as tx:
+                service = services.by_id(tx, service_id)
+            if service is None or not screen.is_on(self._rt, service):
+                continue
+            asked = [(one.model, one.sent) for one in sound]
+            for one, said in zip(sound, screen.judged(self._rt, service, asked, one_by_one=True), strict=True):
+                if isinstance(said, PromptRefused):
+                    found[one.applicant.job_id] = replace(one, problem=(said.code, _told(said.errors)))
+                elif said:
+                    found[one.applicant.job_id] = replace(one, screened=False)
+        return list(found.values())
 
     def _settle(self, tx: Transaction, applicants: Sequence["_Looked"], known: Mapping[Question, Price]) -> bool:
         """Admit or refuse each, the longest waiting first. True when some go on waiting for their price."""
@@ -86,7 +108,9 @@ class Admitter:
             service_id = one.applicant.service_id
             price = known.get(one.question)
             if one.problem:
-                refused.append(one.refusal("invalid_input", one.problem))
+                refused.append(one.refusal(*one.problem))
+            elif not one.screened:
+                waiting.append(one.applicant.job_id)
             elif not purses.limit(service_id):
                 admitted.append(one.admission(price.usd if price else None))
             elif price is None:
@@ -115,7 +139,8 @@ class _Looked:
     sent: Mapping[str, Any]
     ours: Mapping[str, Any]
     question: Question
-    problem: str | None  # what is wrong with it, field by field
+    problem: tuple[str, str] | None  # the code of its refusal, and what is wrong, field by field
+    screened: bool = True  # else the operator's own screen gave no answer
 
     def admission(self, usd: Decimal | None) -> Admission:
         return Admission(self.applicant.job_id, usd, self.model, self.sent, self.ours)
@@ -124,6 +149,10 @@ class _Looked:
         error: dict[str, Any] = {"code": code, "message": message, "provider_code": None}
         data = {"code": code, "why": "refused before it was submitted"}
         return Move(self.applicant.job_id, State.FAILED, error=error, data=data)
+
+
+def _told(errors: Sequence[FieldError]) -> str:
+    return " ".join(f"{one.field}: {one.message}" for one in errors)
 
 
 def _is_fresh(price: Price | None) -> bool:

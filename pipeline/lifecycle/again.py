@@ -8,7 +8,7 @@ from uuid import UUID
 from pipeline import telemetry
 from pipeline.errors import NotAllowedNow, UnknownJob
 from pipeline.jobs import FINAL, State, may_be_retried
-from pipeline.lifecycle import accept
+from pipeline.lifecycle import accept, screen
 from pipeline.runtime import Runtime
 from pipeline.store import intake, moves, reading, services
 from pipeline.store.database import Transaction
@@ -56,6 +56,7 @@ def retry(rt: Runtime, service: Service, job_id: UUID, *, key: str | None = None
         UnknownJob: There is no such job that *service* may see.
         NotAllowedNow: It has not ended, or its task may still complete: both would be paid.
         InvalidInput, IdempotencyConflict, BudgetExceeded, Unavailable: As `accept` does.
+        PromptRefused, NotScreened: As `screen.check` does, by what the job's own service is screened for now.
     """
     key = accept.known_key(key)
     meant = hashlib.sha256(f"retry {job_id}".encode()).digest()
@@ -65,7 +66,9 @@ def retry(rt: Runtime, service: Service, job_id: UUID, *, key: str | None = None
             return known[key], False
         owner = services.by_id(tx, old.service_id) or service
     _check_ended(old)
-    job = accept.new_job(rt, owner, _request(rt, old))
+    request = _request(rt, old)
+    screen.check(rt, owner, request.model or rt.settings.default_model, request.input)
+    job = accept.new_job(rt, owner, request)
     job = replace(job, retry_of=job_id, deadline_s=(old.deadline_at - old.run_at).total_seconds())
 
     def store(tx: Transaction, *, however_old: bool) -> tuple[UUID, Stored | None]:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from pipeline.errors import FieldError, InvalidInput, MalformedRequest, TooLarge
-from pipeline.lifecycle import accept
+from pipeline.errors import FieldError, InvalidInput, MalformedRequest, PromptRefused, TooLarge
+from pipeline.lifecycle import accept, screen
 from pipeline.lifecycle.accept import JobRequest
 from pipeline.runtime import Runtime
 from pipeline.store import batch, intake
@@ -22,6 +22,8 @@ MAX_ERRORS = 100
 
 KEY = "idempotency_key"
 
+GOING = "The job that it named was just being removed: send the batch again."
+
 
 def accept_lines(rt: Runtime, service: Service, body: bytes, *, key: str | None = None) -> tuple[list[UUID], bool]:
     """
@@ -35,6 +37,8 @@ def accept_lines(rt: Runtime, service: Service, body: bytes, *, key: str | None 
     Raises:
         TooLarge: There are more than MAX_LINES lines.
         InvalidInput: There are none, or some are wrong: `errors` names up to MAX_ERRORS of their fields.
+        PromptRefused: The screen refuses some prompts: `errors` names the lines, as far, and the categories.
+        NotScreened: The operator's own screen failed, or took too long.
         IdempotencyConflict: A key, of the whole or of a line, was used for something else.
         BudgetExceeded: A budget does not cover them all.
         Unavailable: There is a budget, and the provider cannot be asked for the prices now.
@@ -75,7 +79,7 @@ def check_lines(rt: Runtime, service: Service, body: bytes) -> None:
     Check the lines of *body* as `accept_lines` does, and store nothing.
 
     Raises:
-        TooLarge, InvalidInput: As `accept_lines` does.
+        TooLarge, InvalidInput, PromptRefused, NotScreened: As `accept_lines` does.
     """
     _checked(rt, service, _decoded(body))
 
@@ -137,7 +141,32 @@ def _checked(
     if len(excused) < len(wrong):
         refused = set(wrong).difference(line.number for line in excused)
         raise _refusal([error for number in sorted(refused) for error in wrong[number]])
+    if screen.is_on(rt, service):
+        known = _screen(rt, service, lines)
+        wrong |= {number: [FieldError(KEY, GOING, number)] for number in known}
     return sorted(lines + excused, key=lambda line: line.number) if excused else lines, wrong
+
+
+def _screen(rt: Runtime, service: Service, lines: Sequence[Line]) -> list[int]:
+    """Look the prompts through, but for those of lines that stand for a job there is; give these lines' numbers."""
+    named = {line.key: line.fingerprint for line in lines if line.key}
+    known: Collection[str | None] = ()
+    if named:
+        with rt.db.transaction() as tx:
+            known = intake.named(tx, service.id, named)
+    everyone = lines
+    lines = [line for line in lines if line.key not in known]
+    refusals = screen.judged(rt, service, [(line.job.model, line.job.input) for line in lines])
+    wrong: list[FieldError] = []
+    categories: set[str] = set()
+    for line, refusal in zip(lines, refusals, strict=True):
+        if isinstance(refusal, PromptRefused):
+            wrong += [FieldError(one.field, one.message, line.number) for one in refusal.errors]
+            categories.update(refusal.categories)
+    if wrong:
+        which = f"{_which(wrong, 'refused')} ({', '.join(sorted(categories))})"
+        raise PromptRefused(f"Nothing was stored: {which}.{_more(wrong)}", errors=wrong[:MAX_ERRORS])
+    return [line.number for line in everyone if line.key in known] if known else []
 
 
 def _key_of(value: Any) -> tuple[str | None, Any]:
@@ -180,8 +209,13 @@ def _fingerprint(values: Sequence[Any]) -> bytes:
 
 
 def _refusal(wrong: Sequence[FieldError]) -> InvalidInput:
-    shown = wrong[:MAX_ERRORS]
-    lines = len({one.line for one in shown})
-    which = f"line {shown[0].line} is wrong" if lines == 1 else f"{lines} lines are wrong, from line {shown[0].line} on"
-    more = f" Only the first {MAX_ERRORS} errors are named; there may be more." if len(wrong) >= MAX_ERRORS else ""
-    return InvalidInput(f"Nothing was stored: {which}.{more}", errors=shown)
+    return InvalidInput(f"Nothing was stored: {_which(wrong, 'wrong')}.{_more(wrong)}", errors=wrong[:MAX_ERRORS])
+
+
+def _which(wrong: Sequence[FieldError], how: str) -> str:
+    lines = sorted({one.line or 0 for one in wrong[:MAX_ERRORS]})
+    return f"line {lines[0]} is {how}" if len(lines) == 1 else f"{len(lines)} lines are {how}, from line {lines[0]} on"
+
+
+def _more(wrong: Sequence[FieldError]) -> str:
+    return f" Only the first {MAX_ERRORS} errors are named; there may be more." if len(wrong) >= MAX_ERRORS else ""

@@ -12,7 +12,7 @@ from pipeline.broker import SWEEP_S, make_celery
 from pipeline.errors import ConfigError, KeyRefused, ProviderError, StorageFailed, Unavailable
 from pipeline.outputs import SOURCE_DAYS
 from pipeline.runtime import Runtime
-from pipeline.store import account, catalogue, schema
+from pipeline.store import account, catalogue, schema, screens
 
 PATIENCE_S = 5.0
 """How long the broker and our own address may take to answer, in seconds."""
@@ -52,6 +52,7 @@ def examine(rt: Runtime) -> Iterator[Finding]:
     yield _archive(rt)
     if usable:
         yield _catalogue(rt)
+        yield _screen(rt)
         yield from _work(rt)
 
 
@@ -158,6 +159,16 @@ def _catalogue(rt: Runtime) -> Finding:
     if model in paused:
         return Finding("models", Level.WARN, f"DEFAULT_MODEL ({model}) is paused")
     return Finding("models", Level.OK, f"DEFAULT_MODEL ({model}) is in the provider's catalogue")
+
+
+def _screen(rt: Runtime) -> Finding:
+    with rt.db.transaction() as tx:
+        terms = len(screens.rows(tx))
+    try:
+        own = " and PROMPT_SCREEN" if rt.hook else ""
+    except ConfigError as error:
+        return Finding("screen", Level.FAIL, error.detail)
+    return Finding("screen", Level.OK, f"{terms} terms{own}; see `pipeline screens`")
 
 
 def _work(rt: Runtime) -> Iterator[Finding]:

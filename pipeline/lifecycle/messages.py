@@ -2,6 +2,7 @@
 Messages: jobs that other apps hand in over the broker, where nobody waits for an answer.
 
 So a message that cannot become a job is recorded, with what is wrong with it, for a person to see: nothing is lost.
+What the screen for prompts would refuse is not kept with it.
 """
 
 import json
@@ -15,11 +16,12 @@ from typing import Any, cast
 from uuid import UUID
 
 from pipeline import telemetry
-from pipeline.errors import FieldError, InvalidInput, NotAllowedNow, PipelineError, Unavailable
-from pipeline.lifecycle import accept
+from pipeline.errors import FieldError, InvalidInput, NotAllowedNow, PipelineError, PromptRefused, Unavailable
+from pipeline.lifecycle import accept, screen
 from pipeline.runtime import Runtime
 from pipeline.store import refusals, services
 from pipeline.store.refusals import Refusal
+from pipeline.store.services import Service
 
 log = telemetry.get(__name__)
 
@@ -66,7 +68,7 @@ def take(rt: Runtime, task_id: object, args: Sequence[Any], kwargs: Mapping[str,
         errors=errors,
         task_id=_text(task_id),
         service=_text(service) if isinstance(service, str) else None,
-        request=_kept(args, kwargs),
+        request=None if code == PromptRefused.code else _kept(rt, args, kwargs),
     )
     with rt.db.transaction() as tx:
         refusals.add(tx, refusal)
@@ -83,7 +85,7 @@ def drop(rt: Runtime, task_id: object, code: str, problem: FieldError, body: byt
     """
     try:
         args, kwargs, *_ = json.loads(body)
-        request = _kept(args, kwargs) if isinstance(args, list) and isinstance(kwargs, dict) else None
+        request = _kept(rt, args, kwargs) if isinstance(args, list) and isinstance(kwargs, dict) else None
     except (ValueError, TypeError, RecursionError):
         request = None
     error = {"field": problem.field, "message": _text(problem.message)}
@@ -111,7 +113,12 @@ def try_again(rt: Runtime, refusal_id: UUID) -> UUID:
     request = found.request
     if request is None or not request["whole"]:
         raise NotAllowedNow("It could not be kept as it came: have it sent again.")
-    job_id = _accept(rt, found.task_id, request["args"], request["kwargs"])
+    try:
+        job_id = _accept(rt, found.task_id, request["args"], request["kwargs"])
+    except PromptRefused as error:  # by now
+        with rt.db.transaction() as tx:
+            refusals.blank(tx, refusal_id, code=error.code, errors=_errors(error))
+        raise
     with rt.db.transaction() as tx:
         refusals.remove(tx, refusal_id)
     return job_id
@@ -124,9 +131,7 @@ def _accept(rt: Runtime, task_id: object, args: Sequence[Any], kwargs: Mapping[s
     service, key = request.pop("service", None), request.pop("idempotency_key", None)
     if service is None:
         raise UnknownService(errors=[FieldError("service", "Is required.")])
-    known = isinstance(service, str) and services.NAME.fullmatch(service)
-    with rt.db.transaction() as tx:
-        caller = services.by_name(tx, service) if known else None
+    caller = _caller(rt, service)
     if caller is None:
         advice = "Is unknown, or revoked; `pipeline services create NAME` adds one."
         raise UnknownService(errors=[FieldError("service", advice)])
@@ -138,6 +143,13 @@ def _accept(rt: Runtime, task_id: object, args: Sequence[Any], kwargs: Mapping[s
         raise InvalidInput(errors=[FieldError("", f"Must have at most {MAX_BYTES // 1024} KiB as JSON.")])
     key = task_id if key is None else key  # of whatever type: it is looked at there
     return accept.take(rt, caller, request, key=cast("str | None", key))[0]
+
+
+def _caller(rt: Runtime, name: object) -> Service | None:
+    if not isinstance(name, str) or not services.NAME.fullmatch(name):
+        return None
+    with rt.db.transaction() as tx:
+        return services.by_name(tx, name)
 
 
 def _errors(error: PipelineError) -> list[dict[str, str]]:
@@ -173,8 +185,10 @@ def _size(value: object) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
-def _kept(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A request as it can be stored; `whole` says whether that is as it came."""
+def _kept(rt: Runtime, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A request as it can be stored; `whole` says whether that is as it came. None: nothing of it is to be kept."""
+    if not screen.may_be_kept(rt, _caller(rt, kwargs.get("service")), [*args, dict(kwargs)]):
+        return None
     keeping = _Keeping()
     kept = {"args": keeping.of(list(args)), "kwargs": keeping.of(dict(kwargs))}
     if _size(kept) > MAX_BYTES:

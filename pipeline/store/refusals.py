@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert, null, select, update
 
 from pipeline.store.tables import RefusalRow, new_id
 
@@ -57,6 +57,12 @@ def one(tx: Connection, refusal_id: UUID) -> Refusal | None:
     """The refusal of that id."""
     row = tx.execute(select(*_COLUMNS).where(RefusalRow.id == refusal_id)).first()
     return Refusal(*row) if row else None
+
+
+def blank(tx: Connection, refusal_id: UUID, *, code: str, errors: Sequence[Mapping[str, str]]) -> None:
+    """Keep nothing of what was said: it is refused for *code* by now."""
+    values = {"code": code, "errors": list(errors), "request": null()}
+    tx.execute(update(RefusalRow).where(RefusalRow.id == refusal_id).values(values))
 
 
 def remove(tx: Connection, refusal_id: UUID) -> bool:

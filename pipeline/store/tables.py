@@ -32,6 +32,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pipeline.jobs import ALARMED, FINAL, IN_FLIGHT, Outcome, State, Via
 from pipeline.outputs import Kept, Policy, Review
+from pipeline.screening import CATEGORIES, MAX_TERM
 
 SCHEMA = "pipeline"
 
@@ -371,6 +372,7 @@ class AccountRow(Base):
     queued_from: Mapped[datetime] = mapped_column(server_default=LONG_AGO)
     in_flight_from: Mapped[datetime] = mapped_column(server_default=LONG_AGO)
     models_fetched_at: Mapped[datetime | None]
+    screens_changed_at: Mapped[datetime | None]  # processes that know older lists of terms read them again
     # What jobs get that are queued by SQL and do not say: the settings, as the last sweep had them.
     default_model: Mapped[str] = mapped_column(server_default="openai/dall-e-2")
     deadline_s: Mapped[float] = mapped_column(server_default="3600")
@@ -393,6 +395,21 @@ class ModelRow(Base):
     listed_at: Mapped[datetime | None]  # when the catalogue last named it
     withdrawn_at: Mapped[datetime | None]  # when it named it no more
     paused_at: Mapped[datetime | None]  # since when its jobs stand still
+
+
+class ScreenRow(Base):
+    """One term that prompts are screened for. Who changes any sets `account.screens_changed_at`."""
+
+    __tablename__ = "screens"
+    __table_args__ = (
+        CheckConstraint(one_of("category", CATEGORIES), name="category"),
+        CheckConstraint(f"length(term) BETWEEN 1 AND {MAX_TERM}", name="term"),
+    )
+
+    scope: Mapped[str] = mapped_column(primary_key=True)  # a service's id, or 'all'
+    category: Mapped[str] = mapped_column(primary_key=True)
+    term: Mapped[str] = mapped_column(primary_key=True)  # in its normal spelling, see `screening`
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class RefusalRow(Base):

@@ -20,6 +20,7 @@ def create_app(rt: Runtime | None = None) -> Flask:
     app = Flask("pipeline", static_folder=None)
     try:
         rt = rt or from_environment("web", pool_size=POOL_SIZE, patience_s=PATIENCE_S)
+        rt.hook  # noqa: B018 - loads it, so that a wrong one is found before the first prompt comes
     except ConfigError as error:
         raise SystemExit(f"pipeline: {error.detail}") from None  # the server would print a traceback
     app.extensions["runtime"] = rt

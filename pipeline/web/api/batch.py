@@ -8,7 +8,16 @@ from dataclasses import replace
 from flask import Blueprint, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from pipeline.errors import BudgetExceeded, IdempotencyConflict, InvalidInput, MalformedRequest, TooLarge, Unavailable
+from pipeline.errors import (
+    BudgetExceeded,
+    IdempotencyConflict,
+    InvalidInput,
+    MalformedRequest,
+    NotScreened,
+    PromptRefused,
+    TooLarge,
+    Unavailable,
+)
 from pipeline.lifecycle.batch import MAX_LINES, accept_lines
 from pipeline.web import bodies
 from pipeline.web.api import examples, shapes
@@ -87,7 +96,15 @@ room = Room(ROOM_BYTES)
                 [Body(shapes.Batch, {"two jobs": examples.STORED})],
             ),
         ],
-        errors=[MalformedRequest, BudgetExceeded, IdempotencyConflict, TooLarge, InvalidInput],
+        errors=[
+            MalformedRequest,
+            BudgetExceeded,
+            IdempotencyConflict,
+            TooLarge,
+            InvalidInput,
+            PromptRefused,
+            NotScreened,
+        ],
     )
 )
 def create_jobs() -> ResponseReturnValue:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipeline.errors import FieldError, InvalidInput, NotAllowedNow, PipelineError, RateLimited
+from pipeline.errors import FieldError, InvalidInput, NotAllowedNow, PipelineError, PromptRefused, RateLimited
 
 JOB_ID = "019a8f3e-5b1c-7d20-9c4e-3a7b5d1f2e60"
 RETRY_ID = "019a8f40-7f11-7a3c-8d52-1be06c9a4d17"
@@ -218,5 +218,6 @@ PROBLEMS: dict[type[PipelineError], PipelineError] = {
     NotAllowedNow: NotAllowedNow("The job has ended: it is completed. Only a queued job can be cancelled."),
     RateLimited: RateLimited("shop may make 600 requests a minute; see Retry-After.", retry_after_s=2.0),
     InvalidInput: InvalidInput(errors=[FieldError("input.prompt", "Is required.")]),
+    PromptRefused: PromptRefused(errors=[FieldError("input.prompt", "Is refused: violence.")], categories=["violence"]),
 }
 """What a problem looks like, where there is more to see than its title."""

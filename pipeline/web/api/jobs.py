@@ -15,6 +15,8 @@ from pipeline.errors import (
     InvalidInput,
     MalformedRequest,
     NotAllowedNow,
+    NotScreened,
+    PromptRefused,
     TooLarge,
     Unavailable,
     UnknownJob,
@@ -68,7 +70,15 @@ MAX_BODY_BYTES = 256 * 1024
                 [LOCATION, PREFERENCE_APPLIED],
             ),
         ],
-        errors=[MalformedRequest, BudgetExceeded, IdempotencyConflict, TooLarge, InvalidInput],
+        errors=[
+            MalformedRequest,
+            BudgetExceeded,
+            IdempotencyConflict,
+            TooLarge,
+            InvalidInput,
+            PromptRefused,
+            NotScreened,
+        ],
     )
 )
 def create_job() -> ResponseReturnValue:
@@ -149,7 +159,15 @@ def cancel_job(job_id: str) -> ResponseReturnValue:
                 [LOCATION, PREFERENCE_APPLIED],
             ),
         ],
-        errors=[UnknownJob, NotAllowedNow, InvalidInput, IdempotencyConflict, BudgetExceeded],
+        errors=[
+            UnknownJob,
+            NotAllowedNow,
+            InvalidInput,
+            PromptRefused,
+            IdempotencyConflict,
+            BudgetExceeded,
+            NotScreened,
+        ],
     )
 )
 def retry_job(job_id: str) -> ResponseReturnValue:
