@@ -58,6 +58,7 @@ COMMANDS = {
     ),
     "budgets": ("pipeline.cli.money", "What may be spent in a day or a month (of UTC)."),
     "models": ("pipeline.cli.models", "The models: what there is, what it takes and costs."),
+    "review": ("pipeline.cli.review", "Outputs that were flagged as unsafe: look at them, release or purge them."),
     "screens": ("pipeline.cli.screens", "What prompts are screened for before anything is paid: lists of terms."),
     "refusals": (
         "pipeline.cli.refusals",

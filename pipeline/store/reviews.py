@@ -33,6 +33,12 @@ def waiting(tx: Connection, *, after: UUID | None = None, limit: int = 100) -> S
     return tx.execute(_LISTED, {"after": after or UUID(int=0), "limit": limit}).all()
 
 
+def waiting_of(tx: Connection, job_id: UUID) -> list[int]:
+    """The numbers of a job's outputs that are under quarantine."""
+    statement = text("SELECT index FROM assets WHERE job_id = :job_id AND review = 'quarantined' ORDER BY index")
+    return list(tx.execute(statement, {"job_id": job_id}).scalars())
+
+
 def output(tx: Connection, job_id: UUID, index: int) -> Any | None:
     """One output of a job as its row has it; None when there is none."""
     return tx.execute(
