@@ -3,6 +3,7 @@ How fast one web process stores batches: `POST /v1/jobs/batch` over real HTTP, 1
 
     python benchmarks/batch.py
     python benchmarks/batch.py --keys --times 5        each line with an idempotency key
+    python benchmarks/batch.py --terms 10000           screened for so many terms
     python benchmarks/batch.py --profile               where Python's time goes, in one batch without HTTP
 """
 
@@ -27,8 +28,9 @@ from pipeline.embedded.ports import hold
 from pipeline.embedded.processes import Process, Program, wait_until
 from pipeline.lifecycle.batch import accept_lines
 from pipeline.runtime import Runtime
+from pipeline.screening import EVERYONE, normal
 from pipeline.settings import load
-from pipeline.store import schema, services
+from pipeline.store import schema, screens, services
 from pipeline.store.database import Database
 
 
@@ -38,10 +40,12 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=10_000)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--keys", action="store_true")
+    parser.add_argument("--terms", type=int, default=0)
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     with postgres.running() as server:
         schema.upgrade(load({"DATABASE_URL": server.url}).database_url)
+        screened(server.url, arguments.terms)
         if arguments.profile:
             profiled(server.url, body(arguments.lines, 0, keys=arguments.keys))
             return
@@ -119,6 +123,16 @@ def body(lines: int, number: int, *, keys: bool) -> bytes:
         for n in range(lines)
     )
     return "\n".join(map(json.dumps, jobs)).encode()
+
+
+def screened(url: str, count: int) -> None:
+    """Put so many terms on the list for all services: words, some with an open end, and phrases; none is asked for."""
+    database = Database(load({"DATABASE_URL": url}).database_url, name="benchmark", pool_size=1)
+    forms = ("word{}", "stem{}*", "a phrase {}", "number {} of")  # the prompts have `a` and `number` in them
+    with database.transaction() as tx:
+        terms = [normal(forms[number % 4].format(f"x{number}")) for number in range(count)]
+        screens.add(tx, EVERYONE, "violence", terms)
+    database.close()
 
 
 def profiled(url: str, sent: bytes) -> None:
