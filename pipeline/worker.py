@@ -18,6 +18,7 @@ from pipeline.lifecycle.archive import Archiver
 from pipeline.lifecycle.catalogue import CatalogueKeeper
 from pipeline.lifecycle.notify import Notifier
 from pipeline.lifecycle.poll import Poller
+from pipeline.lifecycle.prune import Pruner
 from pipeline.lifecycle.reconcile import Reconciler
 from pipeline.lifecycle.submit import Submitter
 from pipeline.runtime import Runtime
@@ -67,6 +68,7 @@ class Worker:
             "probe": Prober(self.rt, self._loop, self._provider).look,
             "secrets": SecretKeeper(self.rt, self._loop, self._provider).look,
             "models": CatalogueKeeper(self.rt, self._loop, self._provider).look,
+            "prune": Pruner(self.rt).look,
         }
         self._duties = {name: Duty(name, look) for name, look in looks.items()}
         self._heart = Duty("heartbeat", self._beat)

@@ -140,6 +140,7 @@ def db(pool: Database) -> Database:
                 " pipeline.prices, pipeline.budgets, pipeline.models, pipeline.labels,"
                 " pipeline.refusals, pipeline.paces, pipeline.assets, pipeline.deliveries, pipeline.endpoints,"
                 " pipeline.screens,"
+                " pipeline.retention, pipeline.pruned, pipeline.leftovers,"
                 " pipeline.account"
             )
             tx.exec_driver_sql("INSERT INTO pipeline.account (id, models_fetched_at) VALUES (1, clock_timestamp())")

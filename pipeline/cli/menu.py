@@ -60,6 +60,11 @@ COMMANDS = {
     "models": ("pipeline.cli.models", "The models: what there is, what it takes and costs."),
     "review": ("pipeline.cli.review", "Outputs that were flagged as unsafe: look at them, release or purge them."),
     "screens": ("pipeline.cli.screens", "What prompts are screened for before anything is paid: lists of terms."),
+    "retention": ("pipeline.cli.retention", "How long things are kept: listed, unless a command is given."),
+    "prune": (
+        "pipeline.cli.retention",
+        "Remove what is older than `pipeline retention` says it is kept. Workers do so by themselves, more slowly.",
+    ),
     "refusals": (
         "pipeline.cli.refusals",
         "Messages from other apps that could not become jobs: listed, unless a command is given.",

@@ -118,6 +118,11 @@ def _show(found: Comparison) -> None:
     err.print(
         f"{usd_shown(found.usd)} USD, of which somebody else made {found.others} for {usd_shown(found.others_usd)} USD"
     )
+    if found.pruned_until:
+        err.print(
+            f"jobs submitted until {found.pruned_until:%Y-%m-%d %H:%M} UTC were pruned: {found.forgotten} tasks for"
+            f" {usd_shown(found.forgotten_usd)} USD from then, which nobody here knows any more, are not compared"
+        )
     if found.differences:
         table = folding_table("differences", "what", "job", "task", "model", "USD", "at")
         for one in found.differences:
@@ -136,6 +141,11 @@ def _comparison_view(found: Comparison) -> dict[str, Any]:
         "tasks": found.tasks,
         "usd": float(found.usd),
         "others": {"tasks": found.others, "usd": float(found.others_usd)},
+        "pruned": {
+            "until": found.pruned_until and found.pruned_until.isoformat(),
+            "tasks": found.forgotten,
+            "usd": float(found.forgotten_usd),
+        },
         "agrees": found.agrees,
         "differences": [
             {

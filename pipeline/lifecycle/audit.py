@@ -62,6 +62,9 @@ class Comparison:
     others: int  # tasks that somebody else made on this account
     others_usd: Decimal
     differences: Sequence[Difference]
+    forgotten: int = 0  # tasks that nobody here knows, from the time of jobs that were pruned
+    forgotten_usd: Decimal = Decimal()
+    pruned_until: datetime | None = None  # what the bill has from before may be missing here
 
     @property
     def agrees(self) -> bool:
@@ -106,7 +109,16 @@ def audit(
     known = {one.prediction_id for one in ours}
     with rt.db.transaction() as tx:  # also of tasks that were started a little before
         ours += ledger.of(tx, [task for task in bill if task not in known])
-    return compare(bill, ours, since=since, until=until, grace=grace, exclusive=rt.settings.account_exclusive)
+        pruned_until = ledger.pruned_until(tx)  # read last: what was pruned meanwhile is known to be
+    return compare(
+        bill,
+        ours,
+        since=since,
+        until=until,
+        grace=grace,
+        exclusive=rt.settings.account_exclusive,
+        pruned_until=pruned_until,
+    )
 
 
 def compare(
@@ -117,18 +129,24 @@ def compare(
     until: datetime,
     grace: timedelta,
     exclusive: bool,
+    pruned_until: datetime | None = None,
 ) -> Comparison:
-    """Find the differences between a bill by task and our attempts; *exclusive*: nobody else uses the account."""
+    """
+    Find the differences between a bill by task and our attempts; *exclusive*: nobody else uses the account.
+
+    A task that we do not know is no difference when it was made before *pruned_until*: its job may have been pruned.
+    """
     known = {one.prediction_id: one for one in ours if one.prediction_id}
     keys = {bill[task].key_id for task in known if task in bill} - {None}
     strange = {task: charged for task, charged in bill.items() if task not in known and charged.times > 0}
-    suspect = {task: one for task, one in strange.items() if exclusive or one.key_id in keys}
+    gone = {task: one for task, one in strange.items() if pruned_until and one.at and one.at <= pruned_until + grace}
+    suspect = {task: one for task, one in strange.items() if task not in gone and (exclusive or one.key_id in keys)}
     differences = [
         *_charged_twice(bill, known.values()),
         *(_unknown(task, one, ours) for task, one in suspect.items() if not one.at or one.at < until - grace),
         *_not_as_paid(bill, known.values(), until, grace),
     ]
-    others = [one for task, one in strange.items() if task not in suspect]
+    others = [one for task, one in strange.items() if task not in suspect and task not in gone]
     return Comparison(
         since=since,
         until=until,
@@ -137,6 +155,9 @@ def compare(
         others=len(others),
         others_usd=sum((one.usd for one in others), Decimal()),
         differences=differences,
+        forgotten=len(gone),
+        forgotten_usd=sum((one.usd for one in gone.values()), Decimal()),
+        pruned_until=pruned_until if pruned_until and pruned_until > since else None,
     )
 
 

@@ -11,6 +11,7 @@ from pipeline.outputs import Policy
 from pipeline.store import budgets
 from pipeline.store.catalogue import MODELS_AGE_S
 from pipeline.store.moves import Move, advance
+from pipeline.store.pruning import EVERY_S as PRUNE_EVERY_S
 from pipeline.store.workers import DEAD
 
 DEAD_AFTER_S = 12.0
@@ -68,13 +69,19 @@ _DUE = text("""
         webhook_secrets = '[]' OR secrets_fetched_at IS NULL
             OR secrets_fetched_at < statement_timestamp() - make_interval(secs => :secret_age_s) AS secrets,
         halted_reason IS NULL AND (models_fetched_at IS NULL
-            OR models_fetched_at < statement_timestamp() - make_interval(secs => :models_age_s)) AS models
+            OR models_fetched_at < statement_timestamp() - make_interval(secs => :models_age_s)) AS models,
+        pruned_at <= statement_timestamp() - make_interval(secs => :prune_every_s) AS prune
 """)
 
 
 def due(tx: Connection) -> list[str]:
     """Which duties have something to do now, by name; remembers when the sweep last ran."""
-    ages = {"secret_age_s": SECRET_AGE_S, "models_age_s": MODELS_AGE_S, "longest_write_s": LONGEST_WRITE_S}
+    ages = {
+        "secret_age_s": SECRET_AGE_S,
+        "models_age_s": MODELS_AGE_S,
+        "longest_write_s": LONGEST_WRITE_S,
+        "prune_every_s": PRUNE_EVERY_S,
+    }
     found = tx.execute(_DUE, ages).one()
     return [duty for duty, is_due in found._mapping.items() if is_due]
 

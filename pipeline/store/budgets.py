@@ -158,14 +158,18 @@ _OPEN = text(f"""
     ON CONFLICT (scope, period) DO UPDATE SET limit_usd = excluded.limit_usd
 """)
 
-# What completed before that moment does not change any more, and is counted at leisure.
+# What completed before that moment does not change any more, and is counted at leisure; of what was pruned since, the
+# sum of each day is left. While there is something to count, nothing of the present month is pruned.
 _CATCH_UP = text(f"""
     UPDATE budgets b SET spent = {_SPENT} + s.usd, since = {_SINCE}, uncounted_before = NULL
     FROM (
-        SELECT u.scope, u.period, coalesce(sum(j.price), 0) AS usd
-        FROM budgets u LEFT JOIN jobs j ON j.state = 'completed' AND j.finished_at < u.uncounted_before
-          AND j.finished_at >= date_trunc(u.period, clock_timestamp() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
-          AND u.scope IN ('{ACCOUNT}', j.service_id::text)
+        SELECT u.scope, u.period, coalesce(sum(c.usd), 0) AS usd
+        FROM budgets u LEFT JOIN (
+            SELECT service_id, finished_at, price AS usd FROM jobs WHERE state = 'completed'
+            UNION ALL SELECT service_id, day::timestamp AT TIME ZONE 'UTC', spent FROM pruned
+        ) c ON c.finished_at < u.uncounted_before
+          AND c.finished_at >= date_trunc(u.period, clock_timestamp() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
+          AND u.scope IN ('{ACCOUNT}', c.service_id::text)
         WHERE u.uncounted_before IS NOT NULL GROUP BY 1, 2
     ) s
     WHERE b.scope = s.scope AND b.period = s.period AND b.uncounted_before IS NOT NULL

@@ -49,6 +49,11 @@ def started(tx: Connection, since: datetime, until: datetime) -> list[Paid]:
     return [Paid(*row) for row in tx.execute(_STARTED, {"since": since, "until": until})]
 
 
+def pruned_until(tx: Connection) -> datetime | None:
+    """When the last POST of those began whose jobs were pruned: of what is older, attempts may be missing."""
+    return tx.execute(text("SELECT max(last_start) FROM pruned")).scalar_one()  # type: ignore[no-any-return]
+
+
 def of_job(tx: Connection, job_id: UUID) -> list[Paid]:
     """All that may have been charged for one job, first to last."""
     return [Paid(*row) for row in tx.execute(_OF_JOB, {"job_id": job_id})]

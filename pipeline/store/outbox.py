@@ -41,6 +41,8 @@ class NotificationRow(Base):
         # The sweep's: what dead workers hold.
         Index("notifications_worker_id_idx", "worker_id", postgresql_where=text("worker_id IS NOT NULL")),
         Index("notifications_dead_idx", "created_at", postgresql_where=text("state = 'dead'")),
+        # What operators were told, by age: it is pruned by itself.
+        Index("notifications_notices_idx", "created_at", postgresql_where=text("job_id IS NULL AND due_at IS NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)

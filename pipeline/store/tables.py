@@ -158,6 +158,14 @@ class JobRow(Base):
         Index("jobs_model_idx", "service_id", "model", "state", "id"),
         # Waiting jobs are found dead on time wherever they stand in the queue; running ones by their alarm.
         Index("jobs_deadline_idx", "deadline_at", postgresql_where=text(f"state = '{State.QUEUED}'")),
+        # Those that nobody looks after any more, by when they ended: the oldest are pruned.
+        Index(
+            "jobs_ended_idx",
+            "service_id",
+            "state",
+            text("coalesce(finished_at, deadline_at)"),
+            postgresql_where=text("due_at IS NULL"),
+        ),
         {"postgresql_with": {"fillfactor": "80"}},  # a job is updated a few times in its first minute, in place
     )
 
@@ -299,6 +307,7 @@ class CallbackRow(Base):
         CheckConstraint(one_of("verdict", Verdict.ALL), name="verdict"),
         Index("callbacks_job_id_idx", "job_id"),
         Index("callbacks_prediction_id_idx", "prediction_id"),
+        Index("callbacks_orphans_idx", "received_at", postgresql_where=text("job_id IS NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -327,7 +336,10 @@ class IdempotencyKeyRow(Base):
     """One key of one service names one job, or the jobs of one batch; the fingerprint tells a repeat from a mistake."""
 
     __tablename__ = "idempotency_keys"
-    __table_args__ = (CheckConstraint("(job_id IS NULL) <> (job_ids IS NULL)", name="names"),)
+    __table_args__ = (
+        CheckConstraint("(job_id IS NULL) <> (job_ids IS NULL)", name="names"),
+        Index("idempotency_keys_age_idx", "service_id", "created_at"),
+    )
 
     service_id: Mapped[UUID] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
@@ -373,6 +385,7 @@ class AccountRow(Base):
     in_flight_from: Mapped[datetime] = mapped_column(server_default=LONG_AGO)
     models_fetched_at: Mapped[datetime | None]
     screens_changed_at: Mapped[datetime | None]  # processes that know older lists of terms read them again
+    pruned_at: Mapped[datetime] = mapped_column(server_default=NOW)  # when somebody last began to prune
     # What jobs get that are queued by SQL and do not say: the settings, as the last sweep had them.
     default_model: Mapped[str] = mapped_column(server_default="openai/dall-e-2")
     deadline_s: Mapped[float] = mapped_column(server_default="3600")
@@ -416,6 +429,7 @@ class RefusalRow(Base):
     """What came by a door without an answer, and could not become a job: kept, for a person to see and mend."""
 
     __tablename__ = "refusals"
+    __table_args__ = (Index("refusals_at_idx", "at"),)
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     at: Mapped[datetime] = mapped_column(server_default=NOW)
