@@ -1,11 +1,14 @@
 """Retention: what has had its time goes with all that hangs on it; what somebody may still need stays."""
 
+import asyncio
+import io
 import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -297,6 +300,40 @@ def test_thousands_go_once_whoever_removes_them_at_the_same_time(rt: Runtime, ca
     with rt.db.transaction() as tx:
         sums = tx.exec_driver_sql("SELECT count(*), sum(jobs), sum(spent) FROM pruned").one()
     assert tuple(sums) == (3, 3000, Decimal(750))
+
+
+def test_files_go_with_their_jobs_when_told_so_but_never_those_that_others_share(
+    make_rt: Callable[..., Runtime], caller: Caller, tmp_path: Path
+) -> None:
+    """Equal content is one file. What a person purged goes in any case, and while storage is away all of it waits."""
+    rt = make_rt(archive_url=f"file://{tmp_path}")
+    kept_for(rt, Kind.COMPLETED, 2, files=True)
+    storage = rt.storage
+    assert storage
+    keys = {name: f"files/{name[:2]}/{name}" for name in ("alone", "shared", "purged")}
+    for key in keys.values():
+        asyncio.run(storage.keep(key, io.BytesIO(b"\x89PNG"), "image/png"))
+    jobs = {name: completed(rt, caller.service).job_id for name in keys}
+    other = completed(rt, caller.service).job_id
+    stored = (
+        "UPDATE assets SET state = 'stored', storage_key = :key, sha256 = '', bytes = 4, content_type = 'image/png',"
+        " stored_at = now(), review = :review WHERE job_id = :id"
+    )
+    for name, job_id in [*jobs.items(), ("shared", other)]:
+        execute(rt, stored, key=keys[name], review="purged" if name == "purged" else None, id=job_id)
+    for name in ("alone", "shared"):
+        aged(rt, 5, jobs[name])
+
+    assert prune.remove(make_rt(archive_url="off")) == {"completed": 2}
+    assert storage.open_now(keys["alone"])
+    assert prune.remove(rt) == {"files": 1}
+    assert (storage.open_now(keys["alone"]), bool(storage.open_now(keys["shared"]))) == (None, True)
+
+    kept_for(rt, Kind.COMPLETED, 2, files=False)
+    aged(rt, 5)
+    assert prune.remove(rt) == {"completed": 2, "files": 1}
+    assert (bool(storage.open_now(keys["shared"])), storage.open_now(keys["purged"])) == (True, None)
+    assert not prune.remove(rt)
 
 
 # Money

@@ -1,6 +1,7 @@
 """How long things are kept, and removing what is older."""
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -125,7 +126,7 @@ def _show(found: list[tuple[str | None, Any]], *, as_json: bool) -> None:
     out.print(table)
 
 
-def _said(gone: dict[Kind, int]) -> str:
+def _said(gone: Mapping[str, int]) -> str:
     counts = [f"{count} {f'{kind} jobs' if kind in ENDED else kind}" for kind, count in gone.items()]
     return ", ".join(counts) or "nothing"
 

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from pipeline import telemetry
+from pipeline.errors import StorageFailed
+from pipeline.lifecycle.discard import discard
 from pipeline.retention import Kind
 from pipeline.runtime import Runtime
 from pipeline.store import pruning, retention
@@ -23,29 +25,53 @@ REST = 1.0
 """How long a pruner rests between two batches, as a multiple of what the last one took."""
 
 
-def remove(rt: Runtime, *, at_most: int = BATCH) -> Counter[Kind]:
+FILES = "files"
+"""What stored files are counted as, beside the kinds."""
+
+FILES_AT_ONCE = 50
+"""How many files are removed between two batches: each may be a request to a bucket."""
+
+
+def remove(rt: Runtime, *, at_most: int = BATCH) -> Counter[str]:
     """Remove one batch of each kind, each in a transaction of its own, and give how many went."""
-    gone: Counter[Kind] = Counter()
+    gone: Counter[str] = Counter()
     with rt.db.transaction() as tx:
         rules = retention.rules(tx)
     with rt.db.transaction() as tx:
-        gone.update(Kind(job.state) for job in pruning.jobs(tx, rules, at_most=at_most))
+        gone.update(str(job.state) for job in pruning.jobs(tx, rules, at_most=at_most))
     with rt.db.transaction() as tx:
         gone[Kind.KEYS] += pruning.keys(tx, rules, at_most=at_most)
     for kind in (Kind.REFUSALS, Kind.ORPHANS, Kind.NOTICES):
         with rt.db.transaction() as tx:
             gone[kind] += pruning.rows(tx, rules, kind, at_most=at_most)
+    gone[FILES] += _remove_files(rt)
     return +gone
 
 
-def everything(rt: Runtime, *, progress: Callable[[Counter[Kind]], None]) -> Counter[Kind]:
+def _remove_files(rt: Runtime) -> int:
+    """Remove some of the files whose jobs are gone, but for shared ones. While storage is away they wait."""
+    with rt.db.transaction() as tx:
+        keys = pruning.leftovers(tx, at_most=FILES_AT_ONCE)
+    removed = 0
+    for key in keys:
+        try:
+            removed += discard(rt, [key])
+        except StorageFailed as error:
+            log.warning("prune.files_wait", why=error.detail)
+            break
+        with rt.db.transaction() as tx:
+            pruning.forget_leftover(tx, key)
+    return removed
+
+
+def everything(rt: Runtime, *, progress: Callable[[Counter[str]], None]) -> Counter[str]:
     """Remove all that has had its time; *progress* is told how many went so far. What somebody holds stays."""
-    gone: Counter[Kind] = Counter()
+    gone: Counter[str] = Counter()
     while batch := remove(rt):
         gone += batch
         progress(gone)
     if gone:
-        log.info("prune.done", **{str(kind): count for kind, count in gone.items()})
+        log.info("prune.done", **gone)
     return gone
 
 
@@ -61,7 +87,7 @@ class Pruner:
     def __init__(self, rt: Runtime) -> None:
         self._rt = rt
         self._until = float("-inf")  # by the monotonic clock: when this process's turn ends
-        self._gone: Counter[Kind] = Counter()
+        self._gone: Counter[str] = Counter()
 
     def look(self) -> float | None:
         """Remove one batch of each kind, if it is our turn; gives how long to rest, or None when there is no more."""
@@ -75,7 +101,7 @@ class Pruner:
             return REST * (now - began)
         self._until = float("-inf")
         if self._gone:
-            log.info("prune.done", **{str(kind): count for kind, count in self._gone.items()})
+            log.info("prune.done", **self._gone)
             self._gone = Counter()
         return None
 
