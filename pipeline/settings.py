@@ -1,6 +1,7 @@
 """The environment: read once, checked, frozen."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,8 +119,18 @@ def _no_empty_key(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _token(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]{16,500}", secret.get_secret_value()):
+        raise ValueError("must be at least 16 printable ASCII characters without spaces, or it can be guessed")
+    return secret
+
+
+OFF = "off"
+"""Of an address: there is none, by choice."""
+
+
 def _archive_url(url: str) -> str:
-    if url == "off":
+    if url == OFF:
         return url
     parts = _split(url)
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
@@ -178,6 +189,8 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
 
     web_threads: Annotated[int, Field(ge=10, le=10_000)] = 320  # of one web process; the Procfile reads it too
 
+    metrics_token: Annotated[SecretStr, AfterValidator(_token)] | None = None  # None: there is no /metrics
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("public_url")
@@ -217,7 +230,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
             ConfigError: Nowhere; the detail says why.
         """
         url = self.archive_url or (Path(__file__).resolve().parent.parent / ".archive").as_uri()
-        if url == "off":
+        if url == OFF:
             raise ConfigError("ARCHIVE_URL is off")
         if self.dyno and url.startswith("file:"):
             raise ConfigError("ARCHIVE_URL must be a bucket here (s3://, gs://, az://): a dyno's disk vanishes")

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pipeline import telemetry
 from pipeline.lifecycle.notify import PATIENCE_S
 from pipeline.runtime import Runtime
-from pipeline.store import alarms, assets, notifications, pauses, workers
+from pipeline.settings import OFF
+from pipeline.store import alarms, assets, custody, notifications, pauses, workers
 from pipeline.store.database import Transaction
 
 log = telemetry.get(__name__)
@@ -37,11 +38,15 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
     with rt.db.transaction() as tx:
         hopeless = notifications.bury(tx, patience_s=PATIENCE_S)
     with rt.db.transaction() as tx:
+        at_risk = custody.tell_of_risk(tx) if rt.settings.archive_url != OFF else None
+    with rt.db.transaction() as tx:
         due = alarms.due(tx)
         if notifications.are_due(tx):
             due.append("notify")
         tell_settings(rt, tx)
         workers.forget_dead(tx)
+    if at_risk:
+        log.error("outputs.at_risk", count=at_risk)
     if abandoned:
         log.warning("sweep.claims_given_up", count=len(abandoned))
     if expired:

@@ -42,11 +42,11 @@ def test_a_sound_installation_is_found_sound(rt: Runtime, web: str, doctor: Doct
     done = doctor("--json")
     assert set(levels(done).values()) == {"ok"}, done.stdout
     assert set(levels(done)) == {
-        *("settings", "database", "schema", "broker", "provider", "webhooks", "archive"),
+        *("settings", "database", "schema", "broker", "provider", "webhooks", "archive", "outputs"),
         *("models", "screen", "account", "sweep"),
     }
     shown = doctor().stdout
-    assert shown.count("ok") >= 11
+    assert shown.count("ok") >= 12
     assert "the balance is" in shown
 
 

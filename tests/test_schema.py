@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from pipeline.jobs import Outcome, State
 from pipeline.predictions import Prediction, Status
+from pipeline.retention import ENDED, Kind
 from pipeline.settings import Limits, load
 from pipeline.store import (
     account,
@@ -30,11 +31,13 @@ from pipeline.store import (
     missing,
     moves,
     pauses,
+    pruning,
     reading,
     reviews,
     schema,
 )
 from pipeline.store.database import Database
+from pipeline.store.retention import Rule
 from pipeline.store.tables import SCHEMA, Base, new_id
 from tests.factories import until
 
@@ -292,7 +295,9 @@ def crowded(new_database: NewDatabase) -> Iterator[Database]:
                    now() + (n % 40000) * interval '1 second' - interval '1 second' * (n % 400),
                    CASE WHEN state <> 'queued' THEN gen_random_uuid() END, 1,
                    CASE WHEN state = 'completed' THEN '[]'::jsonb END,
-                   CASE WHEN state = 'completed' THEN now() END, now(), state <> 'queued' OR n % 100 > 0
+                   CASE WHEN state = 'completed' THEN now() - n % 50 * interval '1 day' END,
+                   now() - CASE WHEN state = 'completed' THEN n % 50 ELSE 0 END * interval '1 day',
+                   state <> 'queued' OR n % 100 > 0
             FROM kinds, generate_series(1, many) n, (SELECT array_agg(id) AS ids FROM services) s;
             INSERT INTO attempts (id, job_id, service_id, number, token, worker_id, started_at, ended_at, outcome,
                                   prediction_id)
@@ -369,6 +374,13 @@ def listed(**wanted: Any) -> Callable[[Connection, One], object]:
     return run
 
 
+def prune(tx: Connection, one: One) -> None:
+    services = tx.execute(text("SELECT id FROM services")).scalars()
+    rules = [Rule(service_id, kind, 86_400) for service_id in services for kind in (*ENDED, Kind.KEYS)]
+    assert len(pruning.jobs(tx, rules)) == pruning.BATCH
+    pruning.keys(tx, rules)
+
+
 DALL_E = "openai/dall-e-2"
 RED = {"shop": "red"}
 
@@ -398,6 +410,7 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
     "shares": (read(lambda tx, one: reviews.shares(tx, "x", but_for=[one.id])), {"assets_storage_key_idx"}),
     "show": (read(lambda tx, one: reading.job(tx, one.job_id)), {"jobs_pk", "assets_job_id_index_key"}),
     "ask_again": (lambda tx, one: alarms.ask_again(tx, {one.job_id: 5.0}), {"jobs_pk"}),
+    "prune": (prune, {"jobs_ended_idx", "attempts_job_id_number_key", "jobs_pk"}),
     "list": (listed(), {"jobs_state_idx", "jobs_pk"}),
     "list_state": (listed(state=State.QUEUED), {"jobs_state_idx", "jobs_pk"}),
     "list_model": (listed(model=DALL_E), {"jobs_model_idx", "jobs_pk"}),

@@ -19,6 +19,7 @@ INDEXES = {
     "callbacks_orphans_idx": "callbacks (received_at) WHERE job_id IS NULL",
     "notifications_notices_idx": "notifications (created_at) WHERE job_id IS NULL AND due_at IS NULL",
     "refusals_at_idx": "refusals (at)",
+    "assets_lost_idx": "assets (created_at) WHERE state = 'lost'",
 }
 
 KINDS = "'cancelled', 'completed', 'expired', 'failed', 'keys', 'notices', 'orphans', 'refusals'"
@@ -61,12 +62,14 @@ def upgrade() -> None:
         schema=SCHEMA,
     )
     op.add_column("account", sa.Column("pruned_at", time, server_default=now, nullable=False), schema=SCHEMA)
+    op.add_column("account", sa.Column("at_risk_at", time, nullable=True), schema=SCHEMA)
 
 
 def downgrade() -> None:
     with op.get_context().autocommit_block():
         for name in INDEXES:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {SCHEMA}.{name}")
+    op.drop_column("account", "at_risk_at", schema=SCHEMA)
     op.drop_column("account", "pruned_at", schema=SCHEMA)
     op.drop_table("leftovers", schema=SCHEMA)
     op.drop_table("pruned", schema=SCHEMA)

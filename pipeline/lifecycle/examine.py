@@ -12,7 +12,9 @@ from pipeline.broker import SWEEP_S, make_celery
 from pipeline.errors import ConfigError, KeyRefused, ProviderError, StorageFailed, Unavailable
 from pipeline.outputs import SOURCE_DAYS
 from pipeline.runtime import Runtime
+from pipeline.settings import OFF
 from pipeline.store import account, catalogue, schema, screens
+from pipeline.store.custody import LOST_SINCE_DAYS, custody
 
 PATIENCE_S = 5.0
 """How long the broker and our own address may take to answer, in seconds."""
@@ -51,6 +53,7 @@ def examine(rt: Runtime) -> Iterator[Finding]:
     yield from _webhooks(rt, usable=usable)
     yield _archive(rt)
     if usable:
+        yield from _custody(rt)
         yield _catalogue(rt)
         yield _screen(rt)
         yield from _work(rt)
@@ -133,6 +136,30 @@ def _archive(rt: Runtime) -> Finding:
         return Finding("archive", Level.FAIL, error.detail)
     where = storage.folder or rt.settings.archives_to
     return Finding("archive", Level.OK, f"{where} can be written, read and cleared")
+
+
+def _custody(rt: Runtime) -> Iterator[Finding]:
+    with rt.db.transaction() as tx:
+        now = custody(tx)
+    waiting = sum(now.unarchived.values())
+    if now.oldest_s is None:
+        yield Finding("outputs", Level.OK, "there is none that only the provider has")
+    else:
+        left_s = max(SOURCE_DAYS * 86_400 - now.oldest_s, 0)
+        words = f"{waiting} that only the provider has; it deletes the oldest in {left_s / 3600:.0f} h"
+        late = now.at_risk and rt.settings.archive_url != OFF
+        level = Level.OK if not late else Level.WARN if left_s > 86_400 else Level.FAIL
+        yield Finding("outputs", level, f"{words}: is the archive in order?" if late else words)
+    if now.lost:
+        words = f"{now.lost} were lost in the last {LOST_SINCE_DAYS} days: their jobs' histories say why"
+        yield Finding("lost", Level.WARN, words)
+    if now.quarantined:
+        yield Finding(
+            "review", Level.OK, f"{now.quarantined} flagged outputs wait for a person: `pipeline review list`"
+        )
+    if now.dead:
+        words = f"{now.dead} notifications were given up: `pipeline notifications list --state dead`"
+        yield Finding("told", Level.WARN, words)
 
 
 async def _asked(url: str) -> str | None:

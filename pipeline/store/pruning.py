@@ -62,12 +62,13 @@ _RULES = """
 """
 
 _GUARDS = f"""
-    doubts AS MATERIALIZED (
-        SELECT j.model, a.started_at - interval '{NEARBY}' AS since,
-               coalesce(a.ended_at, a.started_at) + interval '{NEARBY}' AS until
+    doubts AS MATERIALIZED (  -- in an hour of trouble there may be thousands, and each old job is held against each
+        SELECT j.model, min(a.started_at) - interval '{NEARBY}' AS since,
+               max(coalesce(a.ended_at, a.started_at)) + interval '{NEARBY}' AS until
         FROM jobs j JOIN attempts a ON a.id = j.current_attempt
         WHERE j.state = 'unknown' AND j.due_at IS NOT NULL
           AND a.started_at > statement_timestamp() - interval '{DOUBTED_FOR}'
+        GROUP BY j.model, date_trunc('hour', a.started_at)
     ), needed AS MATERIALIZED (
         SELECT CASE WHEN EXISTS (SELECT FROM budgets WHERE uncounted_before IS NOT NULL)
                     THEN date_trunc('month', statement_timestamp() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'

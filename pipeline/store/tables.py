@@ -266,6 +266,7 @@ class AssetRow(Base):
         Index("assets_worker_id_idx", "worker_id", postgresql_where=text("worker_id IS NOT NULL")),
         # What we have no copy of, the oldest first: the provider deletes it.
         Index("assets_pending_idx", "created_at", postgresql_where=text("state = 'pending'")),
+        Index("assets_lost_idx", "created_at", postgresql_where=text("state = 'lost'")),
         Index("assets_quarantined_idx", "id", postgresql_where=text("review = 'quarantined'")),
         # Whose bytes are still to be removed.
         Index("assets_purged_idx", "id", postgresql_where=text("review = 'purged' AND storage_key IS NOT NULL")),
@@ -386,6 +387,7 @@ class AccountRow(Base):
     models_fetched_at: Mapped[datetime | None]
     screens_changed_at: Mapped[datetime | None]  # processes that know older lists of terms read them again
     pruned_at: Mapped[datetime] = mapped_column(server_default=NOW)  # when somebody last began to prune
+    at_risk_at: Mapped[datetime | None]  # when the operator was last told of outputs that may be lost
     # What jobs get that are queued by SQL and do not say: the settings, as the last sweep had them.
     default_model: Mapped[str] = mapped_column(server_default="openai/dall-e-2")
     deadline_s: Mapped[float] = mapped_column(server_default="3600")

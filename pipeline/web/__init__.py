@@ -4,7 +4,7 @@ from flask import Flask
 
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, from_environment
-from pipeline.web import api, callers, health, problems, webhooks
+from pipeline.web import api, callers, health, metrics, problems, webhooks
 from pipeline.web.openapi import pages
 from pipeline.web.watcher import Watcher, places
 
@@ -30,6 +30,7 @@ def create_app(rt: Runtime | None = None) -> Flask:
     app.url_map.merge_slashes = False  # a path with two slashes is a mistake; a redirect is an answer nobody expects
     app.url_map.converters["job"] = api.jobs.JobPart
     app.register_blueprint(health.bp)
+    app.register_blueprint(metrics.bp)
     app.register_blueprint(pages.bp)
     app.register_blueprint(webhooks.bp)
     for page in api.BLUEPRINTS:
