@@ -21,7 +21,7 @@ log = telemetry.get(__name__)
 RUN_S = 50.0
 """How long one process prunes before it lets the next sweep say who goes on, in seconds."""
 
-REST = 1.0
+REST = 3.0
 """How long a pruner rests between two batches, as a multiple of what the last one took."""
 
 
