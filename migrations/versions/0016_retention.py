@@ -25,6 +25,31 @@ INDEXES = {
 KINDS = "'cancelled', 'completed', 'expired', 'failed', 'keys', 'notices', 'orphans', 'refusals'"
 
 
+UNLABEL = f"""
+    CREATE OR REPLACE FUNCTION {SCHEMA}.unlabel_jobs() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = {SCHEMA}, pg_temp AS $$
+    BEGIN
+        {{statement}}
+        RETURN NULL;
+    END $$
+"""
+
+FORMER = """
+        DELETE FROM labels l USING gone CROSS JOIN LATERAL jsonb_each_text(gone.metadata) label
+        WHERE l.service_id = gone.service_id AND l.name = label.key AND l.value = label.value AND l.job_id = gone.id;
+"""
+
+# Each label by its whole key: else those of a job are looked for among all of its service, or all labels are read.
+BY_KEY = """
+        WITH named AS MATERIALIZED (
+            SELECT gone.service_id, label.key, label.value, gone.id
+            FROM gone CROSS JOIN LATERAL jsonb_each_text(gone.metadata) label
+        )
+        DELETE FROM labels l USING named n
+        WHERE l.service_id = n.service_id AND l.name = n.key AND l.value = n.value AND l.job_id = n.id;
+"""
+
+
 def upgrade() -> None:
     time = TIMESTAMP(timezone=True)
     now = sa.text("clock_timestamp()")
@@ -32,6 +57,7 @@ def upgrade() -> None:
         for name, definition in INDEXES.items():
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {SCHEMA}.{name}")  # half-built by a try that broke off
             op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {SCHEMA}.{definition}")
+    op.execute(UNLABEL.format(statement=BY_KEY))
     op.create_table(
         "retention",
         sa.Column("scope", sa.Text(), nullable=False),
@@ -69,6 +95,7 @@ def downgrade() -> None:
     with op.get_context().autocommit_block():
         for name in INDEXES:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {SCHEMA}.{name}")
+    op.execute(UNLABEL.format(statement=FORMER))
     op.drop_column("account", "at_risk_at", schema=SCHEMA)
     op.drop_column("account", "pruned_at", schema=SCHEMA)
     op.drop_table("leftovers", schema=SCHEMA)

@@ -144,7 +144,9 @@ def claim(tx: Connection) -> bool:
 
 
 # Statistics take a batch for more than it is, and would have all labels read for it, once for each: all by its index.
-_READ_BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+_READ_BY_INDEX = text("""
+    SELECT set_config('enable_' || way, 'off', true) FROM unnest(ARRAY['seqscan', 'hashjoin', 'mergejoin']) way
+""")
 
 _CANDIDATES = text(_each_rule(_OLD_JOBS, _GUARDS))
 
@@ -199,7 +201,7 @@ _REMOVE = [
 def jobs(tx: Connection, rules: Sequence[Rule], *, at_most: int = BATCH) -> list[Row[Any]]:
     """Remove up to *at_most* jobs that are older than their age, with all that hangs on them: `id`, `service_id`, …"""
     mine = [rule for rule in rules if rule.kind in ENDED]
-    tx.exec_driver_sql(_READ_BY_INDEX)
+    tx.execute(_READ_BY_INDEX)
     found = tx.execute(_CANDIDATES, {"rules": _json(mine), "at_most": at_most}).all() if mine else []
     if not found:
         return []
@@ -241,7 +243,7 @@ def keys(tx: Connection, rules: Sequence[Rule], *, at_most: int = BATCH) -> int:
     mine = [rule for rule in rules if rule.kind is Kind.KEYS]
     if not mine:
         return 0
-    tx.exec_driver_sql(_READ_BY_INDEX)
+    tx.execute(_READ_BY_INDEX)
     of_one = {"rules": _json(mine), "at_most": at_most, "of_batches": False}
     of_many = {"rules": _json(mine), "at_most": min(BATCHES, at_most), "of_batches": True}
     return sum(tx.execute(_REMOVE_KEYS, parameters).rowcount for parameters in (of_one, of_many))

@@ -103,8 +103,9 @@ KEY = r"^[\x21-\x7e][\x20-\x7e]*$"
 IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
     "header",
-    "Names this request. The same request with the same key, however often and at whatever time it comes, is the same"
-    " job and the same answer; another request with it is refused. Send one, and it is safe to repeat whatever failed.",
+    "Names this request. The same request with the same key, however often it comes, is the same job and the same"
+    " answer; another request with it is refused. Send one, and it is safe to repeat whatever failed. A key is kept"
+    " until its job has ended, and for 30 days, unless the operator chose another time.",
     {"type": "string", "minLength": 1, "maxLength": 255, "pattern": KEY},
     "order-4711",
 )
