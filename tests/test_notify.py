@@ -22,7 +22,7 @@ from pipeline.store.outbox import Told
 from pipeline.worker import Worker
 from tests.commands import command
 from tests.conftest import Caller
-from tests.factories import execute, placed, processing, queued, scalar, swept, until
+from tests.factories import execute, placed, queued, scalar, swept, until
 from tests.receivers import Receiver, receiving
 from tests.test_cli import value
 
@@ -51,11 +51,11 @@ def secret(rt: Runtime, caller: Caller | None) -> str:
 
 def failed(rt: Runtime, caller: Caller) -> UUID:
     """A job that has just failed."""
-    job = processing(rt, caller.service)
+    job_id = placed(rt, caller.service, State.PROCESSING)  # what is queued a running worker may take
     with rt.db.transaction() as tx:
         error = {"code": "rejected", "message": "no", "provider_code": None}
-        assert advance(tx, [Move(job.job_id, State.FAILED, error=error)])
-    return job.job_id
+        assert advance(tx, [Move(job_id, State.FAILED, error=error)])
+    return job_id
 
 
 def notification(rt: Runtime, job_id: UUID) -> Any:
