@@ -9,7 +9,8 @@ from sqlalchemy import Connection, delete, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from pipeline import prices
-from pipeline.store.tables import NOW, PriceRow
+from pipeline.store.gates import PriceRow
+from pipeline.store.tables import NOW
 
 FRESH_S = 86_400.0
 """How long the provider's price is believed, in seconds; an older one only while the provider cannot be asked."""

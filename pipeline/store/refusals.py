@@ -8,7 +8,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, delete, insert, null, select, update
 
-from pipeline.store.tables import RefusalRow, new_id
+from pipeline.store.gates import RefusalRow
+from pipeline.store.tables import new_id
 
 
 @dataclass(frozen=True, slots=True)
