@@ -11,7 +11,7 @@ from pipeline.errors import Unavailable
 from pipeline.jobs import State
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
-from pipeline.store import alarms
+from pipeline.store import admission, alarms
 from pipeline.store.services import Service
 from pipeline.worker import Worker
 from tests.conftest import Caller
@@ -45,6 +45,16 @@ def test_what_was_queued_unchecked_is_priced_and_reserved_before_it_is_claimed(
 
     assert float(row(rt, job_id).price) == 0.12
     assert purse(rt) == (0.0, 0.12)
+
+
+def test_services_take_turns_at_the_admission(rt: Runtime, make_caller: Callable[..., Caller]) -> None:
+    """A single job does not wait until the thousands of another service are priced."""
+    crowd, single = make_caller("crowd").service, make_caller("single").service
+    first, second, third = (written(rt, crowd) for _ in range(3))
+    mine = written(rt, single)
+    with rt.db.transaction() as tx:
+        assert [one.job_id for one in admission.waiting(tx, at_most=3)] == [first, mine, second]
+        assert [one.job_id for one in admission.waiting(tx, at_most=9)] == [first, mine, second, third]
 
 
 def test_what_was_queued_unchecked_and_is_not_covered_fails_with_that_code(

@@ -22,6 +22,7 @@ from pipeline.retention import ENDED, Kind
 from pipeline.settings import Limits, load
 from pipeline.store import (
     account,
+    admission,
     alarms,
     answers,
     assets,
@@ -391,6 +392,7 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
     "claim_questions": (lambda tx, _: alarms.claim_questions(tx, at_most=50, lease_s=60.0), {"jobs_due_idx"}),
     "claim_missing": (lambda tx, _: missing.claim_missing(tx, at_most=500, lease_s=120.0), {"jobs_due_idx"}),
     "grant_polls": (lambda tx, _: account.grant_polls(tx, 50, per_minute=1200), {"jobs_due_idx"}),
+    "admit": (read(lambda tx, _: admission.waiting(tx, at_most=200)), {"jobs_unadmitted_idx", "jobs_pk"}),
     "claim": (claim, {"jobs_due_idx", "jobs_ready_idx", "attempts_started_at_idx"}),
     "park": (lambda tx, _: pauses.park(tx), {"jobs_model_idx", "jobs_pk"}),
     "free": (lambda tx, _: pauses.free(tx, "maker/model-8"), {"jobs_model_idx", "jobs_pk"}),

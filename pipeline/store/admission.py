@@ -22,9 +22,16 @@ class Applicant:
 
 
 _WAITING = text("""
-    SELECT id, service_id, model, input, callback_url FROM jobs
-    WHERE state = 'queued' AND NOT admitted AND due_at <= statement_timestamp()
-    ORDER BY due_at LIMIT :at_most
+    SELECT j.id, j.service_id, j.model, j.input, j.callback_url
+    FROM (
+        SELECT w.id, w.place, w.due_at FROM services s CROSS JOIN LATERAL (
+            SELECT id, due_at, row_number() OVER (ORDER BY due_at) AS place FROM jobs
+            WHERE service_id = s.id AND state = 'queued' AND NOT admitted AND due_at <= statement_timestamp()
+            ORDER BY due_at LIMIT :at_most
+        ) w
+        ORDER BY w.place, w.due_at LIMIT :at_most
+    ) w JOIN jobs j ON j.id = w.id
+    ORDER BY w.place, w.due_at
 """)
 
 _LOCK = text("""
@@ -49,7 +56,7 @@ _FOUND_S = 5.0
 
 
 def waiting(tx: Connection, *, at_most: int) -> list[Applicant]:
-    """Those whose time has come, the longest waiting first."""
+    """Those whose time has come: of each service in turn, the longest waiting first."""
     return [Applicant(*row) for row in tx.execute(_WAITING, {"at_most": at_most})]
 
 

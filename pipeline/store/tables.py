@@ -122,6 +122,9 @@ class ServiceRow(Base):
     nsfw_policy: Mapped[str | None]  # NULL: the setting
 
 
+UNADMITTED = f"state = '{State.QUEUED}' AND NOT admitted"
+
+
 class JobRow(Base):
     """One job, and all its truth: state, alarm clock, verdict. Nothing but the id is unique."""
 
@@ -151,7 +154,8 @@ class JobRow(Base):
             postgresql_where=text(f"state = '{State.QUEUED}' AND admitted"),
         ),
         # Those nobody has checked and priced yet.
-        Index("jobs_admission_idx", "due_at", postgresql_where=text(f"state = '{State.QUEUED}' AND NOT admitted")),
+        Index("jobs_admission_idx", "due_at", postgresql_where=text(UNADMITTED)),
+        Index("jobs_unadmitted_idx", "service_id", "due_at", postgresql_where=text(UNADMITTED)),
         # The lists': each page of a service's jobs, by state, by model, or all of them, straight off an index.
         Index("jobs_state_idx", "service_id", "state", "id"),
         Index("jobs_model_idx", "service_id", "model", "state", "id"),
