@@ -147,57 +147,60 @@ class Term:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Phrase:
-    """A term as it is looked for: from its first word on. `stem`: its last word may go on."""
+class _Node:
+    """What may follow some words: further words, or the beginning of a last one; and the terms that end here."""
 
-    words: tuple[str, ...]
-    stem: bool
-    term: Term
+    __slots__ = ("ends", "lengths", "stems", "words")
 
-    def begins(self, said: Sequence[str], at: int) -> bool:
-        """Whether it stands in *said* from *at* on."""
-        end = at + len(self.words)
-        if not self.stem:
-            return tuple(said[at:end]) == self.words
-        return (
-            len(said) >= end
-            and tuple(said[at : end - 1]) == self.words[:-1]
-            and said[end - 1].startswith(self.words[-1])
-        )
+    def __init__(self) -> None:
+        self.words: dict[str, _Node] = {}
+        self.stems: dict[str, list[Term]] = {}
+        self.lengths: list[int] = []  # of the stems
+        self.ends: list[Term] = []
+
+    def begun(self, word: str) -> Iterator[Term]:
+        """Terms whose last word begins as *word* does."""
+        for length in self.lengths:
+            yield from self.stems.get(word[:length], ())
 
 
 class Terms:
     """Terms, made ready to be looked for all at once: the time it takes hangs on the text, not on their number."""
 
     def __init__(self, terms: Iterable[Term]) -> None:
-        self._from_word: dict[str, list[_Phrase]] = defaultdict(list)
-        self._from_stem: dict[str, list[_Phrase]] = defaultdict(list)
+        self._root = _Node()
         for term in terms:
-            phrase = _Phrase(tuple(words(term.text)), term.text.endswith("*"), term)
-            if phrase.stem and len(phrase.words) == 1:
-                self._from_stem[phrase.words[0]].append(phrase)
-            elif phrase.words:
-                self._from_word[phrase.words[0]].append(phrase)
-        self._lengths = sorted({len(stem) for stem in self._from_stem})
-        self._shortest = self._lengths[0] if self._lengths else 0
-        self._starts = {stem[: self._shortest] for stem in self._from_stem}
+            node, said = self._root, words(term.text)
+            stem = said.pop() if term.text.endswith("*") and said else None
+            for word in said:
+                node = node.words.setdefault(word, _Node())
+            if stem is None:
+                node.ends.append(term)
+                continue
+            node.stems.setdefault(stem, []).append(term)
+            if len(stem) not in node.lengths:
+                node.lengths.append(len(stem))
+        self._shortest = min(self._root.lengths, default=0)
+        self._starts = {stem[: self._shortest] for stem in self._root.stems}
 
     def __bool__(self) -> bool:
-        return bool(self._from_word or self._from_stem)
+        return bool(self._root.words or self._root.stems)
 
     def among(self, said: Sequence[str]) -> set[Term]:
         """Those that stand among the words *said*."""
         found: set[Term] = set()
-        if not self._from_word.keys().isdisjoint(said):
+        if not self._root.words.keys().isdisjoint(said):
             for at, word in enumerate(said):
-                for phrase in self._from_word.get(word, ()):
-                    if phrase.begins(said, at):
-                        found.add(phrase.term)
+                node, after = self._root.words.get(word), at + 1
+                while node:
+                    found.update(node.ends)
+                    if after == len(said):
+                        break
+                    found.update(node.begun(said[after]))
+                    node, after = node.words.get(said[after]), after + 1
         if self._starts and not self._starts.isdisjoint([word[: self._shortest] for word in said]):
             for word in said:
-                for length in self._lengths:
-                    found.update(phrase.term for phrase in self._from_stem.get(word[:length], ()))
+                found.update(self._root.begun(word))
         return found
 
 
