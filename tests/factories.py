@@ -196,6 +196,11 @@ def kinds(rt: Runtime, job_id: UUID) -> list[str]:
         return [event.kind for event in reading.events(tx, job_id)]
 
 
+def turns(rt: Runtime, job_id: UUID) -> list[str]:
+    """What happened to a job itself, in order; its outputs left out, which are archived at their own time."""
+    return [kind for kind in kinds(rt, job_id) if kind.startswith("job.")]
+
+
 def attempts(rt: Runtime, job_id: UUID) -> list[Any]:
     """A job's attempts, first to last."""
     with rt.db.transaction() as tx:

@@ -30,7 +30,6 @@ from tests.factories import (
     encoded,
     execute,
     happened,
-    kinds,
     prediction,
     processing,
     queued,
@@ -38,6 +37,7 @@ from tests.factories import (
     signed,
     state,
     swept,
+    turns,
     until,
 )
 from tests.http import Answer, request
@@ -154,7 +154,7 @@ def test_answers_whose_commit_is_not_answered_are_recorded_once(
 
     assert between.commits_lost == 1
     for job_id in jobs:
-        assert kinds(rt, job_id) == ["job.queued", "job.submitting", "job.processing", "job.completed"]
+        assert turns(rt, job_id) == ["job.queued", "job.submitting", "job.processing", "job.completed"]
         assert outcomes(rt, job_id) == ["accepted"]
     assert scalar(rt, "SELECT count(*) FROM notifications") == 5
     assert once_each(sandbox, 5)
@@ -184,7 +184,7 @@ def test_a_verdict_whose_commit_is_not_answered_moves_its_job_once(
     swept(worker, all_are(rt, [job_id], State.COMPLETED))
 
     until(lambda: between.commits_lost)
-    assert kinds(rt, job_id) == ["job.queued", "job.submitting", "job.processing", "job.completed"]
+    assert turns(rt, job_id) == ["job.queued", "job.submitting", "job.processing", "job.completed"]
     assert scalar(rt, "SELECT count(*) FROM notifications") == 1
 
 

@@ -36,7 +36,8 @@ def assert_harmless(report: dict[str, Any]) -> None:
     assert (report["lost"], report["repeated"], report["answers_lost"]) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("pool", ["threads", pytest.param("prefork", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_a_deployment_under_load_loses_nothing_and_pays_for_nothing_twice(pool: str) -> None:
     """SIGTERM to every process at once, as on a dyno, whichever pool Celery has."""
     report = drill(pool)

@@ -121,6 +121,7 @@ def test_workers_killed_twice_during_their_posts_cost_no_job_and_no_second_charg
         it.all_complete()
 
 
+@pytest.mark.slow
 def test_without_a_public_address_the_poller_does_all_the_work() -> None:
     """Behind a firewall nobody calls back."""
     with journey(public_url=False) as it:

@@ -287,6 +287,23 @@ def test_an_earlier_attempts_verdict_ends_a_job_that_waits_again(rt: Runtime, we
     assert "job.charged_twice" not in kinds(rt, job.job_id)
 
 
+def test_a_job_that_waits_again_runs_on_with_the_task_of_an_earlier_attempt(
+    rt: Runtime, web: str, caller: Caller
+) -> None:
+    """What is asked of its task from now on is asked of the attempt that made it, whatever came of a later one."""
+    job = unknown(rt, caller.service)
+    with rt.db.transaction() as tx:
+        assert advance(tx, [Move(job.job_id, State.QUEUED, attempt_id=job.attempt_id, due_s=0)])
+    (again,) = claimed(rt)
+    with rt.db.transaction() as tx:
+        record(tx, [Answered(again.attempt_id, Outcome.NOT_SENT, Move(job.job_id, State.QUEUED, again.attempt_id, 60))])
+
+    assert deliver(web, job.token, prediction(job, "processing")).status == 204
+
+    found = scalar(rt, "SELECT (state, prediction_id, current_attempt) FROM jobs")
+    assert found == (State.PROCESSING, job.prediction_id, str(job.attempt_id))
+
+
 def test_two_results_of_one_job_are_a_double_charge_in_either_order(
     rt: Runtime, web: str, retried: tuple[Attempted, Attempted]
 ) -> None:

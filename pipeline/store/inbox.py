@@ -73,6 +73,7 @@ _HEAR = text(f"""
             finished_at = CASE WHEN :to = ANY(:final) THEN clock_timestamp() END,
             settled_by = CASE WHEN :to = ANY(:final) THEN :via ELSE j.settled_by END,
             prediction_id = :prediction_id,
+            current_attempt = CASE WHEN :to = 'processing' THEN g.attempt_id ELSE j.current_attempt END,
             outputs = coalesce(CAST(:outputs AS jsonb), j.outputs),
             error = coalesce(CAST(:error AS jsonb), j.error),
             inference_ms = coalesce(:inference_ms, j.inference_ms),
