@@ -29,6 +29,7 @@ from pipeline.settings import Settings, load
 from pipeline.store import schema, services
 from pipeline.store.database import Database
 from pipeline.store.services import Service
+from pipeline.store.tables import Base
 from pipeline.worker import Worker
 from tests.factories import priced
 from tests.http import get
@@ -128,21 +129,16 @@ def pool(database_url: str) -> Iterator[Database]:
     database.close()
 
 
+TABLES = sorted(f"pipeline.{table.name}" for table in Base.metadata.tables.values())
+
+
 @pytest.fixture
 def db(pool: Database) -> Database:
     """Give the database, emptied."""
 
     def emptied() -> bool:
         with contextlib.suppress(Unavailable), pool.transaction() as tx:  # a late callback of the last test may hold it
-            tx.exec_driver_sql(
-                "TRUNCATE pipeline.jobs, pipeline.attempts, pipeline.events, pipeline.callbacks,"
-                " pipeline.notifications, pipeline.idempotency_keys, pipeline.services, pipeline.workers,"
-                " pipeline.prices, pipeline.budgets, pipeline.models, pipeline.labels,"
-                " pipeline.refusals, pipeline.paces, pipeline.assets, pipeline.deliveries, pipeline.endpoints,"
-                " pipeline.screens,"
-                " pipeline.retention, pipeline.pruned, pipeline.leftovers,"
-                " pipeline.account"
-            )
+            tx.exec_driver_sql(f"TRUNCATE {', '.join(TABLES)}")
             tx.exec_driver_sql("INSERT INTO pipeline.account (id, models_fetched_at) VALUES (1, clock_timestamp())")
             priced(tx)
             return True

@@ -7,7 +7,7 @@ from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from pipeline.worker import Worker
 from tests.conftest import Caller
-from tests.factories import attempts, kinds, queued, row, state, until
+from tests.factories import attempts, queued, row, state, turns, until
 
 
 def test_an_accepted_job_is_submitted_called_back_and_completed(
@@ -20,6 +20,6 @@ def test_an_accepted_job_is_submitted_called_back_and_completed(
     until(lambda: state(rt, job_id) == State.COMPLETED)
 
     assert row(rt, job_id).settled_by == Via.WEBHOOK
-    assert kinds(rt, job_id) == ["job.queued", "job.submitting", "job.processing", "job.completed"]
+    assert turns(rt, job_id) == ["job.queued", "job.submitting", "job.processing", "job.completed"]
     assert [attempt.outcome for attempt in attempts(rt, job_id)] == ["accepted"]
     assert len(sandbox.ledger()) == 1

@@ -35,6 +35,7 @@ from tests.factories import (
     scalar,
     state,
     swept,
+    turns,
     until,
 )
 from tests.test_wavespeed import closed_port
@@ -190,7 +191,7 @@ def test_a_callback_that_overtakes_the_posts_answer_counts(
     until(lambda: state(rt, job_id) == State.COMPLETED)
     worker.stop()  # once the answer has come
 
-    assert kinds(rt, job_id) == ["job.queued", "job.submitting", "job.completed"]
+    assert turns(rt, job_id) == ["job.queued", "job.submitting", "job.completed"]
     assert row(rt, job_id).settled_by == Via.WEBHOOK
     assert outcomes(rt, job_id) == ["accepted"]
 
