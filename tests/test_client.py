@@ -327,6 +327,19 @@ def test_a_file_comes_from_our_copy_and_else_from_the_provider_who_never_sees_th
             client.download(job, to=tmp_path)
 
 
+def test_what_the_reference_says_of_a_job_is_there_to_be_read() -> None:
+    """A field that the client drops is one that its users never hear of, such as that a file is lost."""
+    from dataclasses import fields
+
+    from pipeline.client import Job
+    from pipeline.client.answers import Output
+    from pipeline.web.api import shapes
+
+    for read, told in ((Job, shapes.Job), (Output, shapes.Output)):
+        assert {one.name for one in fields(read)} == set(told.model_fields)
+    assert Job.read(JOB | {"outputs": [{"index": 0, "lost": True}]}).outputs[0].lost
+
+
 @pytest.mark.parametrize(("value", "text"), [("a red house", "a red house"), ({"score": 1}, '{"score": 1}')])
 def test_a_result_that_is_no_file_becomes_one(value: Any, text: str, tmp_path: Path) -> None:
     """Some models answer with words: there is nothing to wait for, five minutes long."""

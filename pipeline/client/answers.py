@@ -12,7 +12,8 @@ ENDED = frozenset({"completed", "failed", "cancelled", "expired"})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """
-    One file of a job. `source_url` is the provider's, for some days; `url` is the pipeline's own copy, if any.
+    One file of a job. `source_url` is the provider's, for some days; `url` leads to the pipeline's own copy once it is
+    `stored`, and to the provider's until then: send your key only to the former. `lost`: there will be no copy.
 
     Of some models a result is no file, such as a text: it has no address, and is the `value`.
     """
@@ -28,6 +29,7 @@ class Output:
     nsfw: bool | None = None
     review: str | None = None
     stored: bool | None = None
+    lost: bool | None = None
     value: Any = None
 
 
