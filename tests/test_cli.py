@@ -18,6 +18,7 @@ from uuid import UUID
 import pytest
 
 from pipeline.catalogue import Offer
+from pipeline.cli.common import plain
 from pipeline.embedded.ports import hold
 from pipeline.jobs import State
 from pipeline.runtime import Runtime
@@ -222,6 +223,8 @@ def test_a_terminal_shows_ids_whole_and_what_else_there_is_room_for(
         (("enqueue", "x", "--service", "nobody"), "pipeline services create nobody"),
         (("show", "nonsense"), "is not a job's id"),
         (("show", "01890000-0000-7000-8000-000000000000"), "There is no job"),
+        (("notifications", "list", "--since", "999999d"), "--since: 999999d ago was before the year 1."),
+        (("notifications", "replay", "01890000-0000-7000-8000-000000000000"), "There is no notification"),
     ],
     ids=lambda words: ascii(words)[:50],
 )
@@ -229,6 +232,12 @@ def test_wrong_input_is_named(words: tuple[str | bytes, ...], said: str, rt: Run
     """The field and what to do about it, exit status 1, nothing stored."""
     assert said in refusal(run(*words))
     assert scalar(rt, "SELECT count(*) FROM jobs") == 0
+
+
+def test_what_a_stranger_wrote_is_one_line_of_a_table_and_commands_no_terminal() -> None:
+    """Most answers of servers end with a line break, which is nothing to warn of."""
+    assert plain("no\r\nreally\tno\n").plain == "no really no"
+    assert plain("\x1b[2Jgone\x00").plain == "\ufffd[2Jgone\ufffd"
 
 
 @pytest.mark.parametrize("words", [("enqueue", "x", "--priority", "11"), ("jobs", "--state", "odd"), ("nonsense",)])

@@ -25,6 +25,8 @@ WIDE = 10_000
 out = Console(width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True)
 
+_BREAKS = re.compile(r"[\t\n\v\f\r]+")
+
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, one JSON value on stdout.")]
 Rotate = Annotated[bool, typer.Option("--rotate", help="Make a new one; the former signs beside it for a day.")]
 
@@ -104,8 +106,8 @@ def folding_table(title: str, *names: str) -> Table:
 
 
 def plain(value: object) -> Text:
-    """A text as it is: what a stranger wrote is no markup of ours, and no control code of the terminal's."""
-    text = "" if value is None else str(value)
+    """A text on one line: what a stranger wrote is no markup of ours, and no control code of the terminal's."""
+    text = _BREAKS.sub(" ", "" if value is None else str(value).rstrip())
     return Text("".join(char if char.isprintable() else "\ufffd" for char in text))
 
 

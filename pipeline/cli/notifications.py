@@ -72,7 +72,7 @@ def show_notification(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show one notification, with every try: what was sent, and what was answered."""
+    """Show one notification, with every try and what was answered; with --json what was sent, too."""
     rt = runtime()
     notification_id = _id(notification)
     with rt.db.transaction() as tx:
@@ -121,6 +121,11 @@ def replay(
     """
     rt = runtime()
     ids = [_id(one) for one in notification or ()] or None
+    if ids:
+        with rt.db.transaction() as tx:
+            known = {row.id for row in deliveries.newest(tx, Wanted(ids=ids), at_most=len(ids))}
+        if missing := [one for one in ids if one not in known]:
+            raise NotAllowedNow(f"There is no notification {missing[0]}. None is sent again.")
     state = state or (None if ids else Told.DEAD)
     chosen = {"state": state, "service": service, "event": event, "endpoint": endpoint, "job": job}
     wanted = _wanted(rt, chosen, since=since, until=until, ids=ids)
@@ -217,7 +222,10 @@ def _time(rt: Runtime, option: str, text: str | None) -> datetime | None:
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
     number, unit = text[:-1], text[-1:]
     if number.isascii() and number.isdigit() and len(number) < 7 and unit in units:
-        return datetime.fromtimestamp(rt.unix_time(), UTC) - timedelta(**{units[unit]: int(number)})
+        try:
+            return datetime.fromtimestamp(rt.unix_time(), UTC) - timedelta(**{units[unit]: int(number)})
+        except OverflowError:
+            raise InvalidInput(f"{option}: {text} ago was before the year 1.") from None
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
