@@ -68,7 +68,8 @@ def set_age(
     chosen = Age(_scope(rt, service), kind, age_of(kind, age), files=files)
     with rt.db.transaction() as tx:
         store.keep(tx, chosen)
-    err.print(plain(f"{kind}{f' of {service}' if service else ''}: kept for {shown(chosen.age_s)}"))
+    kept = "for good" if chosen.age_s is None else f"for {shown(chosen.age_s)}"
+    err.print(plain(f"{kind}{f' of {service}' if service else ''}: kept {kept}"))
 
 
 @retention.command("unset")
