@@ -8,7 +8,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from celery import Celery
 
+from pipeline.broker import QUEUE
+from pipeline.embedded.processes import Server
 from pipeline.errors import NotAllowedNow, StorageFailed, UnknownOutput
 from pipeline.jobs import State
 from pipeline.lifecycle import review
@@ -178,6 +181,18 @@ def test_one_who_decides_twice_or_about_nothing_is_told(rt: Runtime, caller: Cal
     for wrong in ("", " ", "a" * 101, "a\nb"):
         assert run("release", str(job_id), "--by", wrong).returncode == 1
     assert run("release", "no-id").returncode == 1
+
+
+def test_a_release_wakes_who_tells_of_it(rt: Runtime, caller: Caller, environ: dict[str, str], valkey: Server) -> None:
+    """Else its caller hears of it at the next sweep only."""
+    job_id = kept(rt, caller, b"one")
+    broker = Celery(broker=valkey.url, set_as_current=False)
+    with broker.connection_for_read() as connection, connection.SimpleQueue(QUEUE) as messages:
+        messages.clear()
+        assert run_in(environ | {"BROKER_URL": valkey.url}, "review", "release", str(job_id)).returncode == 0
+        message = messages.get(timeout=10)
+        message.ack()
+    assert message.headers["task"] == "pipeline.notify"
 
 
 def test_a_storage_that_is_away_leaves_a_release_undone_and_a_purge_to_be_finished(
