@@ -65,6 +65,14 @@ def test_what_is_wrong_is_named_with_what_to_do(rt: Runtime, sandbox: Sandbox, d
     assert done.returncode == 1
 
 
+def test_a_receiver_that_is_switched_off_is_said(rt: Runtime, doctor: Doctor) -> None:
+    """Its notifications wait and are not dead, so nothing else here tells of it."""
+    execute(rt, "INSERT INTO endpoints (name, failing_since, failures) VALUES ('shop', now(), 9)")
+    assert "receivers" not in levels(doctor("--json"))
+    execute(rt, "UPDATE endpoints SET off_at = now(), probe_at = now()")
+    assert levels(doctor("--json"))["receivers"] == "warn"
+
+
 def test_settings_and_a_database_that_are_not_there_are_a_finding_each(doctor: Doctor) -> None:
     """A doctor that falls ill himself helps nobody."""
     done = doctor("--json", DEADLINE_S="soon")

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, KeyRefused, ProviderError, StorageFaile
 from pipeline.outputs import SOURCE_DAYS
 from pipeline.runtime import Runtime
 from pipeline.settings import OFF
-from pipeline.store import account, catalogue, schema, screens
+from pipeline.store import account, catalogue, endpoints, schema, screens
 from pipeline.store.custody import LOST_SINCE_DAYS, custody
 
 PATIENCE_S = 5.0
@@ -141,6 +141,7 @@ def _archive(rt: Runtime) -> Finding:
 def _custody(rt: Runtime) -> Iterator[Finding]:
     with rt.db.transaction() as tx:
         now = custody(tx)
+        off = [one.name for one in endpoints.troubled(tx) if one.off_at]
     waiting = sum(now.unarchived.values())
     if now.oldest_s is None:
         yield Finding("outputs", Level.OK, "there is none that only the provider has")
@@ -160,6 +161,9 @@ def _custody(rt: Runtime) -> Iterator[Finding]:
     if now.dead:
         words = f"{now.dead} notifications were given up: `pipeline notifications list --state dead`"
         yield Finding("told", Level.WARN, words)
+    if off:
+        words = f"{len(off)} are switched off because nothing got through for days: `pipeline notifications endpoints`"
+        yield Finding("receivers", Level.WARN, words)
 
 
 async def _asked(url: str) -> str | None:
