@@ -32,7 +32,8 @@ class Nudger:
         self._timeout_s = timeout_s
         self._pending: set[str] = set()
         self._woken = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._sending = False
         self._thread: threading.Thread | None = None
         self._producer: Any = None
         self._failed_at: float | None = None
@@ -46,6 +47,11 @@ class Nudger:
                 self._thread.start()
         self._woken.set()
 
+    def flush(self, wait_s: float) -> None:
+        """Wait up to *wait_s* seconds until all have left, or are lost: for a process that is about to end."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._pending and not self._sending, wait_s)
+
     @property
     def failing(self) -> bool:
         """Whether a nudge could not be sent just now: the broker is away, and jobs wait for the next sweep."""
@@ -58,6 +64,7 @@ class Nudger:
             self._woken.clear()  # before looking: what comes from now on gets a message of its own
             with self._lock:
                 kinds, self._pending = self._pending, set()
+                self._sending = True
             try:
                 for kind in sorted(kinds):
                     self._send(kind)
@@ -67,6 +74,9 @@ class Nudger:
                     log.warning("nudge.dropped", kinds=sorted(kinds), why=type(error).__name__)
                 self._failed_at = time.monotonic()
                 self._drop_connection()
+            with self._lock:
+                self._sending = False
+                self._lock.notify_all()
 
     def _send(self, kind: str) -> None:
         if self._producer is None:

@@ -1,6 +1,7 @@
 """The operator's door. Commands talk to Postgres themselves: they work while web and workers are down."""
 
 import sys
+from contextlib import ExitStack
 
 import typer
 
@@ -22,10 +23,15 @@ cli = typer.Typer(
 )
 
 
+at_the_end = ExitStack()
+"""What a command leaves to be done when it has ended, however it ended."""
+
+
 def main() -> None:
     """Run the command line. A PipelineError is said in words, with exit status 1; wrong usage is 2."""
     try:
-        cli()
+        with at_the_end:
+            cli()
     except PipelineError as error:
         print(f"pipeline: {error.detail}", file=sys.stderr)
         for problem in error.errors:

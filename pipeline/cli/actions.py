@@ -1,7 +1,6 @@
 """What can be done with a job that was handed in: take it back, do it again, take its evidence home."""
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +34,6 @@ def retry(
     if not as_json:
         err.print("accepted a new job" if made else "this key named the retry before")
     show_jobs([job_row(rt, new_id)], as_json=as_json)
-    time.sleep(0.1)  # the nudge leaves from a daemon thread
 
 
 def evidence(

@@ -14,10 +14,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline import telemetry
+from pipeline.cli import at_the_end
 from pipeline.errors import InvalidInput, UnknownJob
+from pipeline.nudges import Nudger
 from pipeline.runtime import Runtime, from_environment
 from pipeline.store import reading
 from pipeline.store import services as registry
+
+NUDGES_S = 2.0
+"""How long a command that has ended waits for its nudges to leave, where the broker does not take them."""
 
 WIDE = 10_000
 """Columns of what is no terminal: a pipe or a file gets every line whole."""
@@ -34,6 +39,8 @@ Rotate = Annotated[bool, typer.Option("--rotate", help="Make a new one; the form
 def runtime(name: str = "cli") -> Runtime:
     """Equip this process; only errors are logged, unless it is to work."""
     rt = from_environment(name, pool_size=4)
+    if isinstance(rt.nudge, Nudger):
+        at_the_end.callback(rt.nudge.flush, NUDGES_S)
     telemetry.configure(rt.settings.log_level if name == "sweep" else "error")
     return rt
 

@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -121,7 +120,6 @@ def enqueue(
     try:
         if not as_json:
             err.print(f"accepted [bold]{len(ids):,}[/bold] job{'s' if len(ids) > 1 else ''}")
-        time.sleep(0.1)  # the nudge leaves from a daemon thread
         if wait or download or timeout_s is not None:
             status = _bring_home(rt, ids, timeout_s, download)
     except KeyboardInterrupt:

@@ -1,7 +1,6 @@
 """The models: what the provider offers, what it takes and costs, and which of them stand still."""
 
 import json
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
@@ -137,7 +136,6 @@ def resume_model(model: Name) -> None:
         raise InvalidInput(f"model: {problem}")
     fresh = pauses.resume(runtime(), model)
     err.print(plain(f"{model} goes on" if fresh else f"{model} was not paused"))
-    time.sleep(0.1)  # the nudge leaves from a daemon thread
 
 
 def _refuse_unknown(rt: Runtime, model: str, *, always: bool = False) -> None:

@@ -1,7 +1,6 @@
 """What callers and operators are told: listed with every try, sent again, and the endpoints that fail."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -147,7 +146,6 @@ def replay(
         off = {one.name for one in endpoints.troubled(tx) if one.off_at}
     for name in sorted(off.intersection(sent)):
         err.print(plain(f"{name} is switched off; `pipeline notifications enable '{name}'` does not wait for a probe"))
-    time.sleep(0.1)  # the nudge leaves from a daemon thread
 
 
 @notifications.command("endpoints")
@@ -177,7 +175,6 @@ def enable(endpoint: Annotated[str, typer.Argument(help="Its whole name, as `end
         outbox.tell_of_endpoint(tx, "endpoint.switched_on", endpoint, {"by": "a person"})
     rt.nudge("notify")
     err.print(plain(f"{endpoint} is on"))
-    time.sleep(0.1)  # the nudge leaves from a daemon thread
 
 
 @notifications.command("secret")

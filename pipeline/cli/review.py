@@ -2,7 +2,6 @@
 
 import getpass
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,7 +82,6 @@ def release_output(job: Job, *, index: Index = None, by: By = None, as_json: AsJ
         return "released"
 
     _decide(job, index, by, one, as_json=as_json)
-    time.sleep(0.1)  # the nudge leaves from a daemon thread
 
 
 @review.command("purge")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from typing import Annotated, Any
 
 import typer
@@ -143,7 +142,6 @@ def resume_service(name: Name) -> None:
     _change(rt, name, paused=False)
     rt.nudge("submit")
     err.print(f"{name} goes on")
-    time.sleep(0.1)  # the nudge leaves from a daemon thread
 
 
 @services.command("list")
