@@ -2,6 +2,7 @@
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -181,7 +182,7 @@ class Secrets:
         return self._known
 
 
-class Reread(Generic[T]):
+class Reread(ABC, Generic[T]):
     """Something that is kept in Postgres and seldom changes; looked after every few seconds by one thread."""
 
     def __init__(self, db: Database, first: T, *, reread_s: float = REREAD_S) -> None:
@@ -218,13 +219,13 @@ class Reread(Generic[T]):
             self._known, self._version = found, version
         self._looked_at = time.monotonic()
 
+    @abstractmethod
     def _version_of(self, tx: Transaction) -> object:
         """Say which one it is now; None when there never was any."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, tx: Transaction) -> T:
         """Read it."""
-        raise NotImplementedError
 
 
 class Models(Reread[Catalogue]):

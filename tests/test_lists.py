@@ -123,9 +123,8 @@ def test_filters_can_be_combined_in_any_way(rt: Runtime, web: str, caller: Calle
     assert len(whole(web, caller, **{"metadata_odd key": "a=b&c"})) == 48
 
 
-def test_a_page_may_end_before_it_is_full_and_loses_nothing(rt: Runtime, caller: Caller, monkeypatch: Any) -> None:
+def test_a_page_may_end_before_it_is_full_and_loses_nothing(rt: Runtime, caller: Caller) -> None:
     """However rare what is wanted: one request looks at so many jobs and no more, and the cursor leads on."""
-    monkeypatch.setattr(lists, "AT_MOST", 10)
     for n in range(12):
         many(rt, caller, 4, "queued", {"a": "1"})
         many(rt, caller, 4, "cancelled", {"a": "1" if n == 3 else "2", "b": "3"})
@@ -133,7 +132,7 @@ def test_a_page_may_end_before_it_is_full_and_loses_nothing(rt: Runtime, caller:
     found, after, steps = [], None, 0
     while True:
         with rt.db.transaction() as tx:
-            page = lists.page(tx, wanted, after=after, limit=3)
+            page = lists.page(tx, wanted, after=after, limit=3, at_most=10)
         found += [one.id for one in page.rows]
         steps, after = steps + 1, page.next
         if after is None:
@@ -145,7 +144,6 @@ def test_a_page_may_end_before_it_is_full_and_loses_nothing(rt: Runtime, caller:
 
 def test_jobs_that_come_while_a_page_is_read_cost_it_none(rt: Runtime, caller: Caller, monkeypatch: Any) -> None:
     """How far a page leads, and what is on it, are two statements: the job at its very end was on no page."""
-    monkeypatch.setattr(lists, "AT_MOST", 10)
     service_ids = [caller.service.id]
     many(rt, caller, 5, "queued", {"a": "2"})
     many(rt, caller, 1, "queued", {"a": "1", "b": "1"})
@@ -164,15 +162,14 @@ def test_jobs_that_come_while_a_page_is_read_cost_it_none(rt: Runtime, caller: C
     found, after, pages_ = [], None, 0
     while after or not pages_:
         with rt.db.transaction() as tx:
-            page = lists.page(tx, Wanted(service_ids, metadata={"a": "1", "b": "1"}), after=after, limit=3)
+            page = lists.page(tx, Wanted(service_ids, metadata={"a": "1", "b": "1"}), after=after, limit=3, at_most=10)
         found += [one.id for one in page.rows]
         after, pages_ = page.next, pages_ + 1
     assert (len(found), pages_) == (1, 2)
 
 
-def test_the_leading_index_is_the_one_that_leads_furthest(rt: Runtime, caller: Caller, monkeypatch: Any) -> None:
+def test_the_leading_index_is_the_one_that_leads_furthest(rt: Runtime, caller: Caller) -> None:
     """A rare state among jobs that all have the label, and a rare label among jobs in one state: one page each."""
-    monkeypatch.setattr(lists, "AT_MOST", 10)
     many(rt, caller, 2, "cancelled", {"all": "1"})
     many(rt, caller, 2, "queued", {"all": "1", "few": "2"})
     many(rt, caller, 50, "queued", {"all": "1"})
@@ -182,7 +179,7 @@ def test_the_leading_index_is_the_one_that_leads_furthest(rt: Runtime, caller: C
         Wanted(None, metadata={"all": "1", "few": "2"}),
     ):
         with rt.db.transaction() as tx:
-            page = lists.page(tx, wanted, limit=5)
+            page = lists.page(tx, wanted, limit=5, at_most=10)
         assert (len(page.rows), page.next) == (2, None)
 
 

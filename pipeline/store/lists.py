@@ -84,8 +84,8 @@ _COLUMNS = f"""
 """
 
 
-def page(tx: Connection, wanted: Wanted, *, after: UUID | None = None, limit: int = 20) -> Page:
-    """The newest jobs that are *wanted*, older than *after*: at most *limit*, and fewer where few are found."""
+def page(tx: Connection, wanted: Wanted, *, after: UUID | None = None, limit: int = 20, at_most: int = AT_MOST) -> Page:
+    """The newest jobs that are *wanted*, older than *after*: at most *limit*, and fewer where few of *at_most* fit."""
     tx.execute(_READ_IN_ORDER)
     service_ids = wanted.service_ids
     leads = _leads(wanted)
@@ -104,7 +104,7 @@ def page(tx: Connection, wanted: Wanted, *, after: UUID | None = None, limit: in
     depth = limit + 1
     lead, reach = leads[0], None
     if filters.keys() - lead.answers:
-        depth = max(depth, AT_MOST // max(1, len(service_ids or ())))
+        depth = max(depth, at_most // max(1, len(service_ids or ())))
         reaches = [_reach(tx, one, values, depth) for one in leads]
         reach, lead = min(zip(reaches, leads, strict=True), key=lambda both: both[0] or _OLDEST)
         # What has come since then is newer: it may not push off, onto no page, what was counted as this one's.
