@@ -125,6 +125,12 @@ def _token(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _password(secret: SecretStr) -> SecretStr:
+    if not 12 <= len(secret.get_secret_value()) <= 500:
+        raise ValueError("must have 12 to 500 characters, or it can be guessed")
+    return secret
+
+
 OFF = "off"
 """Of an address: there is none, by choice."""
 
@@ -143,6 +149,8 @@ def _archive_url(url: str) -> str:
 
 
 Origin = Annotated[str, AfterValidator(_origin)]
+Token = Annotated[SecretStr, AfterValidator(_token)]
+Password = Annotated[SecretStr, AfterValidator(_password)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_no_empty_key)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]  # Postgres must be able to add it to a time
 
@@ -189,7 +197,12 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
 
     web_threads: Annotated[int, Field(ge=10, le=10_000)] = 320  # of one web process; the Procfile reads it too
 
-    metrics_token: Annotated[SecretStr, AfterValidator(_token)] | None = None  # None: there is no /metrics
+    metrics_token: Token | None = None  # None: there is no /metrics
+
+    secret_key: Token | None = None  # signs the dashboard's cookies
+    dashboard_password: Password | None = None  # None: there is no dashboard
+    dashboard_viewer_password: Password | None = None  # who signs in with this one may look, and change nothing
+    trusted_proxies: Annotated[int, Field(ge=0, le=5)] | None = None  # None: one on Heroku, none elsewhere
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -211,6 +224,28 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
         if url and (problem := addresses.address_problem(url, info.data.get("outbound_allow", ()))):
             raise ValueError(f"cannot be called: {problem}")
         return url
+
+    @field_validator("dashboard_password")
+    @classmethod
+    def _sessions_can_be_signed(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if password and "secret_key" in info.data and info.data["secret_key"] is None:
+            raise ValueError("needs SECRET_KEY beside it, which signs the sessions: `openssl rand -hex 32` makes one")
+        return password
+
+    @field_validator("dashboard_viewer_password")
+    @classmethod
+    def _roles_can_be_told_apart(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if password and "dashboard_password" in info.data:
+            if info.data["dashboard_password"] is None:
+                raise ValueError("needs DASHBOARD_PASSWORD beside it")
+            if password == info.data["dashboard_password"]:
+                raise ValueError("must be another one than DASHBOARD_PASSWORD")
+        return password
+
+    @property
+    def proxies(self) -> int:
+        """How many proxies of ours stand before the web server, each of which says whom it answers."""
+        return self.trusted_proxies if self.trusted_proxies is not None else 1 if self.dyno else 0
 
     @cached_property
     def limits(self) -> Limits:

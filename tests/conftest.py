@@ -33,6 +33,7 @@ from pipeline.store.tables import Base
 from pipeline.worker import Worker
 from tests.factories import priced
 from tests.http import get
+from tests.visitors import OPERATORS_PASSWORD, VIEWERS_PASSWORD, Visitor
 
 WEBHOOK_SECRET = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
@@ -108,6 +109,9 @@ def environ(database_url: str, sandbox_process: Sandbox, web_port: int, archive:
         "OUTBOUND_ALLOW": "127.0.0.1",
         "ARCHIVE_URL": archive.as_uri(),
         "LOG_LEVEL": "debug",
+        "SECRET_KEY": "a-key-of-the-tests-alone",
+        "DASHBOARD_PASSWORD": OPERATORS_PASSWORD,
+        "DASHBOARD_VIEWER_PASSWORD": VIEWERS_PASSWORD,
     }
 
 
@@ -233,3 +237,20 @@ def web(environ: dict[str, str], web_port: int, tmp_path_factory: pytest.TempPat
         yield url
     finally:
         process.stop(25.0)
+
+
+@pytest.fixture
+def visitor(web: str, rt: Runtime) -> Iterator[Callable[..., Visitor]]:
+    """Open the dashboard in a browser without scripts: `visitor()` is signed in, `visitor(password=None)` is not."""
+    opened: list[Visitor] = []
+
+    def open_(*, name: str = "Ann", password: str | None = OPERATORS_PASSWORD) -> Visitor:
+        one = Visitor(web)
+        opened.append(one)
+        if password is not None:
+            assert one.sign_in(name, password).url.path == "/"
+        return one
+
+    yield open_
+    for one in opened:
+        one.close()

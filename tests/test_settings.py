@@ -116,14 +116,19 @@ SECRETS = {
     "BROKER_URL": "redis://:hunter2@broker:6379/0",
     "WAVESPEED_API_KEY": "hunter2",
     "WAVESPEED_WEBHOOK_SECRET": "whsec_hunter2,whsec_hunter2b",
-    "SECRET_KEY": "hunter2",
+    "SECRET_KEY": "hunter2-hunter2-hunter2",
+    "DASHBOARD_PASSWORD": "hunter2 hunter2",
 }
 
 
 def test_a_bad_variable_does_not_expose_the_good_ones() -> None:
     """The error goes into logs; secrets stay out of a printed key, too."""
     assert "hunter2" not in str(refused(**SECRETS, LEASE_S="1"))
-    shown = repr(load(SECRETS).model_dump(include={"wavespeed_api_key", "wavespeed_webhook_secret", "secret_key"}))
+    shown = repr(
+        load(SECRETS).model_dump(
+            include={"wavespeed_api_key", "wavespeed_webhook_secret", "secret_key", "dashboard_password"}
+        )
+    )
     assert "hunter2" not in shown
 
 

@@ -129,7 +129,12 @@ class Stack:
             own,
             environment.Places(self._url, self._postgres.url, self._broker_url, self._sandbox_url).through(options.via),
             public_url=options.public_url,
-            mild={"ARCHIVE_URL": (self._directory / "files").as_uri(), **options.defaults},
+            mild={
+                "ARCHIVE_URL": (self._directory / "files").as_uri(),
+                "SECRET_KEY": self._memory.secret_key,
+                "DASHBOARD_PASSWORD": self._memory.dashboard_password,
+                **options.defaults,
+            },
         )
         self.webhooks = "PUBLIC_URL" in self._chosen  # else every job is polled
         self._env = environment.complete(own, self._chosen, public_url=options.public_url) | {"PORT": str(web_port)}
@@ -171,7 +176,7 @@ class Stack:
             sandbox_url=self._sandbox_url,
             database_url=self._postgres.url,
             broker_url=self._broker_url,
-            dashboard_password=self._memory.dashboard_password,
+            dashboard_password=self._chosen["DASHBOARD_PASSWORD"],
             data=str(self._directory),
             pids=self._watch.pids(),
         )

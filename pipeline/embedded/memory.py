@@ -15,6 +15,7 @@ class Memory:
     """The secrets and ports of one stack, in a file that only its owner may read."""
 
     dashboard_password: str = field(default_factory=lambda: secrets.token_urlsafe(9))
+    secret_key: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     api_key: str = ""
     ports: dict[str, int] = field(default_factory=dict)
 

@@ -312,6 +312,8 @@ class CallbackRow(Base):
         Index("callbacks_job_id_idx", "job_id"),
         Index("callbacks_prediction_id_idx", "prediction_id"),
         Index("callbacks_orphans_idx", "received_at", postgresql_where=text("job_id IS NULL")),
+        # The inbox's, for those that did not simply apply.
+        Index("callbacks_odd_idx", "verdict", "id", postgresql_where=text(f"verdict <> '{Verdict.APPLIED}'")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)

@@ -4,7 +4,7 @@ from flask import Flask
 
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, from_environment
-from pipeline.web import api, callers, health, metrics, problems, webhooks
+from pipeline.web import api, callers, dashboard, health, metrics, problems, webhooks
 from pipeline.web.openapi import pages
 from pipeline.web.watcher import Watcher, places
 
@@ -35,4 +35,5 @@ def create_app(rt: Runtime | None = None) -> Flask:
     app.register_blueprint(webhooks.bp)
     for page in api.BLUEPRINTS:
         app.register_blueprint(page)
+    dashboard.register(app, rt)
     return app

@@ -87,7 +87,7 @@ def get_output(job_id: str, index: str) -> ResponseReturnValue:
         address = storage.signed_now(asset.storage_key)
         if address:
             return Response(status=302, headers={"Location": address, "Cache-Control": "no-store"})
-    return _served(storage, asset, encoded=form == "base64")
+    return served(storage, asset, encoded=form == "base64")
 
 
 def _stored(rt: Runtime, service: Service, job_id: UUID, index: str) -> Any:
@@ -114,7 +114,7 @@ def _stored(rt: Runtime, service: Service, job_id: UUID, index: str) -> Any:
     return found
 
 
-def _served(storage: Storage, asset: Any, *, encoded: bool) -> Response:
+def served(storage: Storage, asset: Any, *, encoded: bool = False) -> Response:
     """The file as HTTP has it; a browser is kept from taking it for anything else than it is."""
     size = (asset.bytes + 2) // 3 * 4 if encoded else asset.bytes
     answer = Response(content_type="text/plain; charset=us-ascii" if encoded else asset.content_type)

@@ -1,0 +1,166 @@
+"""What every page has: how it is shown, how it goes on after something was done, how errors look."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from flask import Blueprint, current_app, flash, g, redirect, render_template, request, url_for
+from flask.typing import ResponseReturnValue
+from flask_wtf.csrf import CSRFError
+from werkzeug.exceptions import HTTPException
+
+from pipeline import telemetry
+from pipeline.errors import FieldError, InvalidInput, PipelineError, UnknownPath
+from pipeline.lifecycle.trail import Entry, trail
+from pipeline.runtime import Runtime
+from pipeline.store import attention
+from pipeline.web.dashboard import words
+
+log = telemetry.get(__name__)
+
+MENU = (
+    ("overview.show", "Overview"),
+    ("jobs.show", "Jobs"),
+    ("gallery.show", "Gallery"),
+    ("playground.show", "Playground"),
+    ("callbacks.show", "Callbacks"),
+    ("notifications.show", "Notifications"),
+    ("review.show", "Review"),
+    ("services.show", "Services"),
+    ("trail.show", "Audit"),
+)
+
+_ASSETS = Path(__file__).parent / "assets"
+
+
+def register(dashboard: Blueprint) -> None:
+    """Teach *dashboard*'s templates our words, and its errors to be pages."""
+
+    @dashboard.record_once
+    def teach(state: Any) -> None:
+        state.app.jinja_env.filters |= words.FILTERS
+        state.app.jinja_env.trim_blocks = True
+        state.app.jinja_env.lstrip_blocks = True
+
+    dashboard.register_error_handler(PipelineError, _ours)
+    dashboard.register_error_handler(CSRFError, _expired)
+    dashboard.register_error_handler(HTTPException, _http)
+    dashboard.register_error_handler(Exception, _unexpected)
+
+
+def runtime() -> Runtime:
+    """The runtime of this process."""
+    rt: Runtime = current_app.extensions["runtime"]
+    return rt
+
+
+def is_refresh() -> bool:
+    """Whether the script asks, to keep a page fresh."""
+    return "X-Refresh" in request.headers
+
+
+def show(template: str, **facts: Any) -> str:
+    """One page, from its template in `templates/dashboard`."""
+    known = g.get("person")
+    if known is not None:
+        with runtime().db.transaction() as tx:
+            facts["attention"] = attention.needed(tx)
+        facts["person"] = known
+    return render_template(
+        f"dashboard/{template}", menu=MENU, asset=_asset, here=request.full_path.rstrip("?"), **facts
+    )
+
+
+@contextmanager
+def act(action: str, target: object = None, **data: str | int | float | bool | None) -> Iterator[Entry]:
+    """Do one thing in the name of who is signed in; it is written down before and after. *data* holds no secret."""
+    with trail(runtime(), g.person.name, "dashboard", action, target, **data) as entry:
+        yield entry
+
+
+def done(message: str, *, to: str | None = None) -> ResponseReturnValue:
+    """After something was done: say so, on the page where it was asked for, or at *to*."""
+    flash(message, "good")
+    return redirect(to or _back(), 303)
+
+
+def id_of(text: str, error: type[PipelineError] = UnknownPath) -> UUID:
+    """The id in an address; else *error*."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise error from None
+
+
+def number(name: str, least: int, most: int, default: int | None = None) -> int | None:
+    """
+    A whole number in a form or a query; *default* when it is absent or empty.
+
+    Raises:
+        InvalidInput: It is none, or too small or large.
+    """
+    said = request.values.get(name, "").strip()
+    if not said:
+        return default
+    if not said.isascii() or not said.isdigit() or len(said) > 9 or not least <= int(said) <= most:
+        raise InvalidInput(errors=[FieldError(name, f"Must be a whole number from {least:,} to {most:,}.")])
+    return int(said)
+
+
+@cache
+def _asset(name: str) -> str:
+    """Give a file's address, which names its content: it may be kept for good."""
+    digest = hashlib.sha256((_ASSETS / name).read_bytes()).hexdigest()
+    return url_for("dashboard.static", filename=name, v=digest[:12])
+
+
+def _back() -> str:
+    """Lead back to the page that has the form, and to nothing that is not ours."""
+    parts = urlsplit(request.form.get("back") or "")
+    local = not parts.scheme and not parts.netloc and parts.path.startswith("/") and not parts.path.startswith("//")
+    if local and "\\" not in parts.path and parts.path.isprintable():
+        return parts._replace(fragment="").geturl()
+    return url_for("dashboard.overview.show")
+
+
+def words_of(error: PipelineError) -> str:
+    """What went wrong, in a line."""
+    fields = " ".join(f"{one.field}: {one.message}" if one.field else one.message for one in error.errors)
+    return f"{error.detail}{'' if error.detail.endswith('.') else '.'} {fields}".strip()
+
+
+def _ours(error: PipelineError) -> ResponseReturnValue:
+    if error.status >= 500:
+        log.warning("request.failed", code=error.code, why=error.detail, route=_route())
+    if request.method == "POST" and error.status in range(400, 500) and g.get("person") is not None:
+        flash(words_of(error), "bad")
+        return redirect(_back(), 303)
+    return _page(error.title, words_of(error), error.status)
+
+
+def _expired(error: CSRFError) -> ResponseReturnValue:
+    """A form that is not ours, or of a session that is over."""
+    return _page("The form is out of date", f"{error.description} Load the page again, and repeat it.", 400)
+
+
+def _http(error: HTTPException) -> ResponseReturnValue:
+    return _page(error.name, error.description or "", error.code or 500)
+
+
+def _unexpected(error: Exception) -> ResponseReturnValue:
+    log.error("request.crashed", exc_info=error, route=_route())
+    return _page("Something went wrong on our side", "This is a fault of ours; it is in the log.", 500)
+
+
+def _route() -> str | None:
+    return request.url_rule.rule if request.url_rule else None
+
+
+def _page(title: str, said: str, status: int) -> ResponseReturnValue:
+    """Show an error. It must work while the database is away, so it asks nothing."""
+    return render_template("dashboard/error.html", menu=(), asset=_asset, title=title, said=said, status=status), status
