@@ -6,7 +6,6 @@ Every exception we raise on purpose, as one tree.
     ├── Unauthorized (401) · BadSignature (401) · BudgetExceeded (402)
     ├── UnknownJob (404) · UnknownOutput (404) · UnknownPath (404) · WrongMethod (405)
     ├── MalformedRequest (400) · IdempotencyConflict (409) · NotStoredYet (409) · NotAllowedNow (409)
-    │   └── ReadOnly (403)     who is signed in may only look
     ├── TooLarge (413) · NotInRange (416) · InvalidInput (422) · PromptRefused (422)
     ├── RateLimited (429) · Unavailable (503) · Busy (503) · StorageFailed (503) · NotScreened (503)
     ├── OutboundError      a call to an address we did not choose
@@ -159,15 +158,6 @@ class NotAllowedNow(PipelineError):
     code = "not_allowed_now"
     title = "The job's state does not allow this"
     remedy = "Read the job: its `state` says what is possible."
-
-
-class ReadOnly(NotAllowedNow):
-    """Who is signed in at the dashboard may look, and change nothing."""
-
-    status = 403
-    code = "read_only"
-    title = "You may look, and change nothing"
-    remedy = "Sign in with the operator's password."
 
 
 class IdempotencyConflict(PipelineError):

@@ -17,7 +17,7 @@ from flask_wtf.csrf import CSRFProtect
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from pipeline import telemetry
-from pipeline.errors import FieldError, InvalidInput, PipelineError, RateLimited, ReadOnly, Unauthorized
+from pipeline.errors import FieldError, InvalidInput, NotAllowedNow, PipelineError, RateLimited, Unauthorized
 from pipeline.lifecycle.trail import trail
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings
@@ -49,6 +49,14 @@ _POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
+
+
+class ReadOnly(NotAllowedNow):
+    """Who is signed in may look, and change nothing."""
+
+    status = 403
+    code = "read_only"
+    title = "You may look, and change nothing: sign in with the operator's password for that"
 
 
 class _Sessions(SecureCookieSessionInterface):
