@@ -20,7 +20,7 @@ OUTCOMES = {outcome: f"attempts.{outcome}" for outcome in Outcome}
 CALLBACKS = "callbacks."
 """Begins the names of authentic callbacks; their verdict follows."""
 
-FORGED = "callbacks.forged"
+FORGED = "forged"
 POLLS = "polls"
 CHARGED_TWICE = "charges.twice"
 CHARGED_IN_VAIN = "charges.in_vain"

@@ -354,7 +354,7 @@ def test_deliveries_are_counted_by_how_they_went(rt: Runtime, caller: Caller) ->
 def test_news_of_many_at_once_add_up(rt: Runtime, caller: Caller) -> None:
     """Whoever adds waits for nobody in a circle, in whatever order they name what they add."""
     other = new_id()
-    news = [(caller.service.id, "polls", 1.0), (other, "polls", 2.0), (other, "callbacks.forged", 3.0)]
+    news = [(caller.service.id, "polls", 1.0), (other, "polls", 2.0), (other, "forged", 3.0)]
 
     def add(number: int) -> None:
         for _ in range(20):
@@ -362,7 +362,7 @@ def test_news_of_many_at_once_add_up(rt: Runtime, caller: Caller) -> None:
                 stats.add(tx, news if number % 2 else reversed(news))
 
     at_once(add, 6)
-    assert rows(rt, "totals") == rows(rt, "stats") == {"polls": 360, "callbacks.forged": 360}
+    assert rows(rt, "totals") == rows(rt, "stats") == {"polls": 360, "forged": 360}
 
 
 def test_series_are_evenly_spaced_and_bounded(rt: Runtime, make_caller: Callable[..., Caller]) -> None:

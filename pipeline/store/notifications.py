@@ -84,7 +84,7 @@ class Claim:
 
 
 # A loose index scan: one probe an endpoint, however many notifications wait for it.
-_LANES = """
+LANES = """
     lanes AS (
         (SELECT endpoint FROM notifications WHERE due_at IS NOT NULL ORDER BY endpoint LIMIT 1)
         UNION ALL
@@ -97,7 +97,7 @@ _LANES = """
 _STRANGERS = "EXISTS (SELECT FROM notifications WHERE endpoint IS NULL AND due_at <= statement_timestamp())"
 
 _DUE = text(f"""
-    WITH RECURSIVE {_LANES}
+    WITH RECURSIVE {LANES}
     SELECT {_STRANGERS} OR EXISTS (
         SELECT FROM lanes l LEFT JOIN endpoints e ON e.name = l.endpoint
         WHERE (e.off_at IS NULL OR e.probe_at <= statement_timestamp())
@@ -112,7 +112,7 @@ def are_due(tx: Connection) -> bool:
 
 
 _CLAIM = text(f"""
-    WITH RECURSIVE {_LANES}, probed AS (  -- what is switched off gets one notification at a time, now and then
+    WITH RECURSIVE {LANES}, probed AS (  -- what is switched off gets one notification at a time, now and then
         UPDATE endpoints e SET probe_at = clock_timestamp() + make_interval(secs => :probe_s)
         WHERE e.probe_at <= statement_timestamp()
           AND EXISTS (SELECT FROM notifications n WHERE n.endpoint = e.name AND n.due_at <= statement_timestamp())
