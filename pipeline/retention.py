@@ -27,6 +27,7 @@ class Kind(StrEnum):
     REFUSALS = "refusals"
     ORPHANS = "orphans"  # callbacks whose token is nobody's
     NOTICES = "notices"  # what the operator was told, or could not be
+    STATS = "stats"  # what happened in each minute; the totals stay
 
 
 ENDED = tuple(Kind(state) for state in sorted(FINAL | {State.EXPIRED}))
@@ -35,7 +36,11 @@ ENDED = tuple(Kind(state) for state in sorted(FINAL | {State.EXPIRED}))
 OF_A_SERVICE = frozenset({*ENDED, Kind.KEYS})
 """The kinds that a service may have an age of its own for."""
 
-DEFAULT_S: Mapping[Kind, int | None] = {**dict.fromkeys(Kind, 30 * DAY_S), **dict.fromkeys(ENDED)}
+DEFAULT_S: Mapping[Kind, int | None] = {
+    **dict.fromkeys(Kind, 30 * DAY_S),
+    **dict.fromkeys(ENDED),
+    Kind.STATS: 90 * DAY_S,
+}
 """How long each kind is kept while nobody says otherwise, in seconds; None: for good."""
 
 LEAST_S: Mapping[Kind, int] = {**dict.fromkeys(Kind, DAY_S), **dict.fromkeys(ENDED, 2 * DAY_S)}

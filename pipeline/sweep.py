@@ -5,16 +5,22 @@ Beat runs it every 5 s; `pipeline sweep --loop` does it without a broker; a work
 nobody did for a while does it too. Any number of sweeps at once do no harm: each is a few guarded statements.
 """
 
+import time
 from collections.abc import Callable
 
 from pipeline import telemetry
 from pipeline.lifecycle.notify import PATIENCE_S
 from pipeline.runtime import Runtime
 from pipeline.settings import OFF
-from pipeline.store import alarms, assets, custody, notifications, pauses, workers
+from pipeline.store import alarms, assets, custody, notifications, pauses, stats, workers
 from pipeline.store.database import Transaction
 
 log = telemetry.get(__name__)
+
+MINUTES_AT_ONCE = 30
+"""So many minutes are counted in one sweep, if that takes no longer than COUNTING_S seconds."""
+
+COUNTING_S = 1.0
 
 
 def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
@@ -54,7 +60,19 @@ def sweep(rt: Runtime, wake: Callable[..., None]) -> list[str]:
     if hopeless:
         log.warning("sweep.notifications_dead", count=hopeless)
     wake(*due)
+    count_minutes(rt)  # last: nobody waits for it
     return due
+
+
+def count_minutes(rt: Runtime) -> None:
+    """Count what happened in the minutes that are over; after a time without sweeps some now, others next time."""
+    until = time.monotonic() + COUNTING_S
+    for _ in range(MINUTES_AT_ONCE):
+        with rt.db.transaction() as tx:
+            if stats.count_next(tx) is None:
+                return
+        if time.monotonic() > until:
+            return
 
 
 def tell_settings(rt: Runtime, tx: Transaction) -> None:

@@ -96,8 +96,15 @@ class Tally:
         self._lock = threading.Lock()
         self._said_at = float("-inf")
         self._since_then = 0
+        self._taken = 0
         self.total = 0
         """All of this process."""
+
+    def take(self) -> int:
+        """How many there were since this was last asked."""
+        with self._lock:
+            new, self._taken = self.total - self._taken, self.total
+            return new
 
     def count(self, **facts: object) -> None:
         """Count one; *facts* are those of the newest."""

@@ -121,9 +121,10 @@ def test_jobs_are_kept_for_good_and_what_only_guards_for_a_month_unless_told_oth
         with rt.db.transaction() as tx:
             return {(rule.service_id, rule.kind): rule for rule in retention.rules(tx)}
 
-    beside = {(None, kind) for kind in (Kind.REFUSALS, Kind.ORPHANS, Kind.NOTICES)}
+    beside = {(None, kind) for kind in (Kind.REFUSALS, Kind.ORPHANS, Kind.NOTICES, Kind.STATS)}
     assert set(rules()) == {(shop.id, Kind.KEYS), (crm.id, Kind.KEYS)} | beside
-    assert {rule.age_s for rule in rules().values()} == {30 * DAY_S}
+    assert {rule.age_s for rule in rules().values() if rule.kind is not Kind.STATS} == {30 * DAY_S}
+    assert rules()[None, Kind.STATS].age_s == 90 * DAY_S
     kept_for(rt, Kind.COMPLETED, 10)
     kept_for(rt, Kind.COMPLETED, 90, scope=str(shop.id), files=True)
     kept_for(rt, Kind.KEYS, None, scope=str(crm.id))

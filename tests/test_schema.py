@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -36,6 +37,7 @@ from pipeline.store import (
     reading,
     reviews,
     schema,
+    stats,
 )
 from pipeline.store.database import Database
 from pipeline.store.retention import Rule
@@ -413,6 +415,18 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
     "show": (read(lambda tx, one: reading.job(tx, one.job_id)), {"jobs_pk", "assets_job_id_index_key"}),
     "ask_again": (lambda tx, one: alarms.ask_again(tx, {one.job_id: 5.0}), {"jobs_pk"}),
     "prune": (prune, {"jobs_ended_idx", "attempts_job_id_number_key", "jobs_pk"}),
+    "count_minute": (
+        lambda tx, _: stats.count(tx, datetime.now(UTC).replace(second=0, microsecond=0)),
+        {
+            "jobs_pk",
+            "jobs_ended_idx",
+            "attempts_started_at_idx",
+            "assets_stored_at_idx",
+            "callbacks_pk",
+            "notifications_pk",
+            "deliveries_at_idx",
+        },
+    ),
     "list": (listed(), {"jobs_state_idx", "jobs_pk"}),
     "list_state": (listed(state=State.QUEUED), {"jobs_state_idx", "jobs_pk"}),
     "list_model": (listed(model=DALL_E), {"jobs_model_idx", "jobs_pk"}),

@@ -25,7 +25,7 @@ Service = Annotated[str | None, typer.Option(help="Of this service; of all that 
 
 @retention.callback(invoke_without_command=True)
 def list_ages(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """List how long each kind of things is kept: jobs for good, unless an age is set, the rest for 30 days."""
+    """List how long each kind of things is kept: jobs for good, unless an age is set, the rest for 30 or 90 days."""
     if context.invoked_subcommand:
         return
     rt = runtime()

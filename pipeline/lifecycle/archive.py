@@ -140,6 +140,7 @@ class Archiver:
             return None
         with self._rt.db.transaction() as tx:
             lost = assets.lose_old(tx)
+            assets.count_lost(tx, lost)
         if lost:
             log.warning("outputs.lost", count=len(lost), why=self._rt.storage_problem)
             return 0.0
@@ -218,6 +219,7 @@ class Archiver:
             # Left out: what others stored meanwhile, which is not ours any more, or what was reviewed meanwhile.
             again = [Later(one.id, 0.0, "It was reviewed meanwhile.") for one in ends if one.id not in done]
             assets.put_off(tx, [*later, *again], worker_id=self._worker_id)
+            assets.count_lost(tx, settled)
         self._check(settled, [one for one in ends if isinstance(one, Stored) and one.id in done])
         words = {one.id: one.error for one in group if isinstance(one, Lost | Later)}
         for one in settled:

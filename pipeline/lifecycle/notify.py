@@ -239,6 +239,7 @@ class Notifier:
             for one in off:
                 facts = {"failing_since": views.time(one.failing_since), "failures": one.failures, "error": one.error}
                 notifications.tell_of_endpoint(tx, "endpoint.switched_off", one.name, facts)
+            notifications.count_dead(tx, dead)
         for told in group:
             message = told.message
             facts = {"notification_id": str(message.id), "tells": message.event, "attempt": message.number}

@@ -4,13 +4,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline import telemetry
+from pipeline import measures, telemetry
 from pipeline.errors import KeyRefused, NotFound, ProviderError, Rejected
 from pipeline.jobs import State, Via
 from pipeline.lifecycle.account import KeyCheck
 from pipeline.predictions import Prediction, Status
 from pipeline.runtime import Runtime
-from pipeline.store import account, alarms
+from pipeline.store import account, alarms, stats
 from pipeline.store.alarms import Question
 from pipeline.store.moves import Move, advance
 from pipeline.threads import Groups, Loop
@@ -62,6 +62,7 @@ class Poller:
         with self._rt.db.transaction() as tx:
             granted = account.grant_polls(tx, free, per_minute=self._rt.settings.polls_per_minute)
             questions = alarms.claim_questions(tx, at_most=granted, lease_s=LEASE_S) if granted else []
+            stats.add(tx, [(stats.NOBODY, measures.POLLS, len(questions))])
         with self._changed:
             self._under_way += len(questions)
         for question in questions:

@@ -6,9 +6,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from pipeline import measures
 from pipeline.jobs import State, Via
 from pipeline.outputs import Policy
-from pipeline.store import budgets
+from pipeline.store import budgets, stats
 from pipeline.store.catalogue import MODELS_AGE_S
 from pipeline.store.moves import Move, advance
 from pipeline.store.pruning import EVERY_S as PRUNE_EVERY_S
@@ -162,7 +163,7 @@ _STOP_ASKING = text(f"""
         UPDATE jobs j SET due_at = NULL, reserved = 0 FROM old o WHERE j.id = o.id
         RETURNING j.id, j.service_id, o.reserved AS freed, o.reserved AS spent
     ), {budgets.FREED}
-    SELECT id FROM moved
+    SELECT id, service_id, spent FROM moved
 """)
 
 
@@ -172,7 +173,9 @@ def stop_asking(tx: Connection) -> list[UUID]:
 
     Each was accepted by the provider, so its money counts as spent.
     """
-    return list(tx.execute(_STOP_ASKING, {"asked_for_s": ASK_EXPIRED_FOR_S}).scalars())
+    moved = tx.execute(_STOP_ASKING, {"asked_for_s": ASK_EXPIRED_FOR_S}).all()
+    stats.add(tx, [(job.service_id, measures.SPENT_BESIDE, job.spent) for job in moved])
+    return [job.id for job in moved]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from pipeline.outputs import GRACE_S, SOURCE_DAYS
+from pipeline import measures
+from pipeline.outputs import GRACE_S, SOURCE_DAYS, Kept
+from pipeline.store import stats
 from pipeline.store.tables import new_id
 from pipeline.store.workers import DEAD
 
@@ -168,6 +170,7 @@ class Settled:
     state: str
     review: str | None
     told: bool
+    service_id: UUID
 
 
 # By statements of their own: only the next one sees what others committed while these waited.
@@ -229,7 +232,8 @@ _SETTLE = text(f"""
         RETURNING job_id
     )
     SELECT id, job_id, index, state, review,
-           job_id IN (SELECT job_id FROM told UNION ALL SELECT job_id FROM late) AS told
+           job_id IN (SELECT job_id FROM told UNION ALL SELECT job_id FROM late) AS told,
+           service_id
     FROM ended ORDER BY job_id, index
 """)
 
@@ -314,6 +318,11 @@ _LOSE_OLD = text(f"""
       AND (due_at IS NULL OR due_at < statement_timestamp() - interval '1 day')
     ORDER BY created_at LIMIT :at_most
 """)
+
+
+def count_lost(tx: Connection, settled: Iterable[Settled]) -> None:
+    """Add those of them that are lost to what happened: the last statement of its transaction."""
+    stats.add(tx, [(one.service_id, measures.OUTPUTS_LOST, 1) for one in settled if one.state == Kept.LOST])
 
 
 def lose_old(tx: Connection, *, at_most: int = 500) -> list[Settled]:

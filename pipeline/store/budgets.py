@@ -8,7 +8,7 @@ does so: a new limit, which locks that table against it, misses nobody. Callers 
 their transactions may stay open for as long as they like.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -16,6 +16,9 @@ from typing import Literal
 from uuid import UUID
 
 from sqlalchemy import Connection, text
+
+from pipeline import measures
+from pipeline.store import stats
 
 ACCOUNT = "account"
 """The scope of a budget that all services share."""
@@ -120,10 +123,11 @@ class Purses:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A charge beside another one of the same job, and its price in USD, if known."""
+    """A charge beside another one of the same job (or *in vain*, for none), and its price in USD, if known."""
 
     service_id: UUID
     usd: Decimal | None
+    in_vain: bool = False
 
 
 def spend(tx: Connection, charges: Collection[Charge]) -> None:
@@ -133,6 +137,12 @@ def spend(tx: Connection, charges: Collection[Charge]) -> None:
         for charge in charges:
             purses.spend(charge.service_id, charge.usd or Decimal())
         purses.save()
+        stats.add(tx, [row for charge in charges for row in _counted(charge)])
+
+
+def _counted(charge: Charge) -> Iterator[tuple[UUID, str, float]]:
+    yield charge.service_id, measures.CHARGED_IN_VAIN if charge.in_vain else measures.CHARGED_TWICE, 1
+    yield charge.service_id, measures.SPENT_BESIDE, float(charge.usd or 0)
 
 
 def everything(tx: Connection) -> list[Purse]:

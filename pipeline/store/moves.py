@@ -183,7 +183,7 @@ def flag_double_charges(tx: Connection, attempt_ids: Iterable[UUID]) -> list[Cha
         job = tx.execute(_UNFLAGGED, {"job_id": job_id}).one()
         if job.in_vain:
             note(tx, job_id, "job.charged_in_vain", prediction_ids=job.charged)
-            found.append(Charge(job.service_id, job.price))
+            found.append(Charge(job.service_id, job.price, in_vain=True))
         for number in range(job.flagged + 1, len(job.charged)):
             note(tx, job_id, "job.charged_twice", prediction_ids=job.charged, charges=number + 1)
             found.append(Charge(job.service_id, job.price))

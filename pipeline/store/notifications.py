@@ -8,7 +8,7 @@ for it. The address itself is looked up when it is sent, so a service may move.
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from pipeline import measures
+from pipeline.store import stats
 from pipeline.store.assets import TELL_AT
 from pipeline.store.outbox import Audience
 from pipeline.store.tables import new_id
@@ -82,7 +84,7 @@ class Claim:
 
 
 # A loose index scan: one probe an endpoint, however many notifications wait for it.
-_LANES = """
+LANES = """
     lanes AS (
         (SELECT endpoint FROM notifications WHERE due_at IS NOT NULL ORDER BY endpoint LIMIT 1)
         UNION ALL
@@ -95,7 +97,7 @@ _LANES = """
 _STRANGERS = "EXISTS (SELECT FROM notifications WHERE endpoint IS NULL AND due_at <= statement_timestamp())"
 
 _DUE = text(f"""
-    WITH RECURSIVE {_LANES}
+    WITH RECURSIVE {LANES}
     SELECT {_STRANGERS} OR EXISTS (
         SELECT FROM lanes l LEFT JOIN endpoints e ON e.name = l.endpoint
         WHERE (e.off_at IS NULL OR e.probe_at <= statement_timestamp())
@@ -110,7 +112,7 @@ def are_due(tx: Connection) -> bool:
 
 
 _CLAIM = text(f"""
-    WITH RECURSIVE {_LANES}, probed AS (  -- what is switched off gets one notification at a time, now and then
+    WITH RECURSIVE {LANES}, probed AS (  -- what is switched off gets one notification at a time, now and then
         UPDATE endpoints e SET probe_at = clock_timestamp() + make_interval(secs => :probe_s)
         WHERE e.probe_at <= statement_timestamp()
           AND EXISTS (SELECT FROM notifications n WHERE n.endpoint = e.name AND n.due_at <= statement_timestamp())
@@ -352,12 +354,26 @@ _HOPELESS = text("""
           AND coalesce(n.replayed_at, n.created_at) < statement_timestamp() - make_interval(secs => :patience_s)
         ORDER BY n.id LIMIT 1000 FOR UPDATE OF n SKIP LOCKED
     )
+    RETURNING n.id
 """)
 
 
 def bury(tx: Connection, *, patience_s: float) -> int:
     """End what has waited for longer than *patience_s* seconds for an endpoint that is switched off."""
-    return tx.execute(_HOPELESS, {"patience_s": patience_s}).rowcount
+    dead = tx.execute(_HOPELESS, {"patience_s": patience_s}).scalars().all()
+    count_dead(tx, dead)
+    return len(dead)
+
+
+def count_dead(tx: Connection, ids: Collection[UUID]) -> None:
+    """Add those that have died to what happened: the last statement of its transaction."""
+    statement = text("""
+        SELECT j.service_id FROM notifications n LEFT JOIN jobs j ON j.id = n.job_id
+        WHERE n.id = ANY(CAST(:ids AS uuid[]))
+    """)
+    if ids:
+        services = tx.execute(statement, {"ids": [str(one) for one in ids]}).scalars()
+        stats.add(tx, [(service_id or stats.NOBODY, measures.NOTIFICATIONS_DEAD, 1) for service_id in services])
 
 
 def plan_for_operator(tx: Connection, event: str, data: Mapping[str, Any]) -> None:

@@ -67,6 +67,7 @@ class DeliveryRow(Base):
     """The log of deliveries: one try to tell, what was sent, what was answered."""
 
     __tablename__ = "deliveries"
+    __table_args__ = (Index("deliveries_at_idx", "at"),)  # so many in a minute
 
     notification_id: Mapped[UUID] = mapped_column(ForeignKey("notifications.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)

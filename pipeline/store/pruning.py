@@ -25,6 +25,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from pipeline.retention import ENDED, Kind
+from pipeline.store.database import READ_BY_INDEX
 from pipeline.store.retention import Rule
 
 BATCH = 250
@@ -109,13 +110,22 @@ _OLD_ROWS = {
         SELECT x.id FROM callbacks x WHERE x.job_id IS NULL AND x.received_at < r.before
         ORDER BY x.received_at LIMIT :at_most
     """,
+    Kind.STATS: """
+        SELECT x.minute, x.service_id, x.measure FROM stats x WHERE x.minute < r.before ORDER BY x.minute LIMIT :at_most
+    """,
     Kind.NOTICES: """
         SELECT x.id FROM notifications x WHERE x.job_id IS NULL AND x.due_at IS NULL AND x.created_at < r.before
         ORDER BY x.created_at LIMIT :at_most
     """,
 }
 
-_TABLES = {Kind.REFUSALS: "refusals", Kind.ORPHANS: "callbacks", Kind.NOTICES: "notifications"}
+_TABLES = {
+    Kind.REFUSALS: ("refusals", "id"),
+    Kind.ORPHANS: ("callbacks", "id"),
+    Kind.NOTICES: ("notifications", "id"),
+    Kind.STATS: ("stats", "minute, service_id, measure"),
+}
+"""Of what is no job: its table, and the columns of its key."""
 
 
 def _each_rule(old: str, guards: str = "") -> str:
@@ -142,11 +152,6 @@ def claim(tx: Connection) -> bool:
     """)
     return tx.execute(statement, {"every_s": EVERY_S}).first() is not None
 
-
-# Statistics take a batch for more than it is, and would have all labels read for it, once for each: all by its index.
-_READ_BY_INDEX = text("""
-    SELECT set_config('enable_' || way, 'off', true) FROM unnest(ARRAY['seqscan', 'hashjoin', 'mergejoin']) way
-""")
 
 _CANDIDATES = text(_each_rule(_OLD_JOBS, _GUARDS))
 
@@ -201,7 +206,7 @@ _REMOVE = [
 def jobs(tx: Connection, rules: Sequence[Rule], *, at_most: int = BATCH) -> list[Row[Any]]:
     """Remove up to *at_most* jobs that are older than their age, with all that hangs on them: `id`, `service_id`, …"""
     mine = [rule for rule in rules if rule.kind in ENDED]
-    tx.execute(_READ_BY_INDEX)
+    tx.execute(READ_BY_INDEX)
     found = tx.execute(_CANDIDATES, {"rules": _json(mine), "at_most": at_most}).all() if mine else []
     if not found:
         return []
@@ -243,7 +248,7 @@ def keys(tx: Connection, rules: Sequence[Rule], *, at_most: int = BATCH) -> int:
     mine = [rule for rule in rules if rule.kind is Kind.KEYS]
     if not mine:
         return 0
-    tx.execute(_READ_BY_INDEX)
+    tx.execute(READ_BY_INDEX)
     of_one = {"rules": _json(mine), "at_most": at_most, "of_batches": False}
     of_many = {"rules": _json(mine), "at_most": min(BATCHES, at_most), "of_batches": True}
     return sum(tx.execute(_REMOVE_KEYS, parameters).rowcount for parameters in (of_one, of_many))
@@ -252,16 +257,17 @@ def keys(tx: Connection, rules: Sequence[Rule], *, at_most: int = BATCH) -> int:
 _REMOVE_ROWS = {
     kind: text(f"""
         WITH old AS MATERIALIZED ({_each_rule(old)}), free AS MATERIALIZED (
-            SELECT x.id FROM {_TABLES[kind]} x WHERE x.id IN (SELECT id FROM old) ORDER BY x.id FOR UPDATE SKIP LOCKED
+            SELECT {key} FROM {table} WHERE ({key}) IN (SELECT {key} FROM old) ORDER BY {key} FOR UPDATE SKIP LOCKED
         )
-        DELETE FROM {_TABLES[kind]} x USING free f WHERE x.id = f.id
+        DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM free)
     """)
     for kind, old in _OLD_ROWS.items()
+    for table, key in (_TABLES[kind],)
 }
 
 
 def rows(tx: Connection, rules: Sequence[Rule], kind: Kind, *, at_most: int = BATCH) -> int:
-    """Remove up to *at_most* refusals, orphaned callbacks or notices whose age is over, and give how many."""
+    """Remove up to *at_most* of what is no job nor key, those whose age is over, and give how many."""
     mine = [rule for rule in rules if rule.kind is kind]
     return tx.execute(_REMOVE_ROWS[kind], {"rules": _json(mine), "at_most": at_most}).rowcount if mine else 0
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, NullPool, column, create_engine, select, tabl
 from sqlalchemy.exc import OperationalError
 
 from pipeline.errors import ConfigError, Unavailable
-from pipeline.store import gates, outbox, people, retention  # noqa: F401 - their tables are part of the schema too
+from pipeline.store import gates, outbox, people, retention, stats  # noqa: F401 - their tables are part of the schema
 from pipeline.store.tables import SCHEMA, Base
 
 _FOLDER = Path(__file__).parents[2] / "migrations"

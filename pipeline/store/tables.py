@@ -270,6 +270,7 @@ class AssetRow(Base):
         # What we have no copy of, the oldest first: the provider deletes it.
         Index("assets_pending_idx", "created_at", postgresql_where=text("state = 'pending'")),
         Index("assets_lost_idx", "created_at", postgresql_where=text("state = 'lost'")),
+        Index("assets_stored_at_idx", "stored_at", postgresql_where=text("stored_at IS NOT NULL")),
         Index("assets_quarantined_idx", "id", postgresql_where=text("review = 'quarantined'")),
         # Whose bytes are still to be removed.
         Index("assets_purged_idx", "id", postgresql_where=text("review = 'purged' AND storage_key IS NOT NULL")),

@@ -3,11 +3,12 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 from flask import Flask
 
 from pipeline.web import create_app
-from pipeline.web.watcher import Watcher
+from pipeline.web.counts import Counts
 
 _STOP = {signal.SIGTERM, signal.SIGINT}
 
@@ -23,13 +24,17 @@ def app() -> Flask:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
     made = create_app()
-    threading.Thread(target=_pass_on_the_first, args=(made.extensions["watcher"],), name="signals", daemon=True).start()
+    counts = Counts(made.extensions["runtime"].db)
+    counts.start()
+    stop = (made.extensions["watcher"].stop, counts.stop)
+    threading.Thread(target=_pass_on_the_first, args=stop, name="signals", daemon=True).start()
     return made
 
 
-def _pass_on_the_first(watcher: Watcher) -> None:
+def _pass_on_the_first(*stop: Callable[[], None]) -> None:
     number = signal.sigwait(_STOP)
-    watcher.stop()
+    for end in stop:
+        end()
     while (handler := signal.getsignal(number)) in {signal.SIG_DFL, signal.default_int_handler}:
         time.sleep(0.05)  # granian is about to begin
     if callable(handler):
