@@ -3,7 +3,7 @@
 # CHAOS_S, CHAOS_JOBS, CHAOS_LIST_INPUT (on, off), CHAOS_SEED, CHAOS_ARGS (see benchmarks/CHAOS.md).
 
 BIN := .venv/bin
-.PHONY: setup demo dev test test-slow test-rabbitmq test-node stateful chaos chaos-lost fuzz lint format clean
+.PHONY: setup demo dev test test-slow test-browser test-rabbitmq test-node stateful chaos chaos-lost fuzz lint format clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.run  ## the virtual environment, with what runs the product on this machine
@@ -14,6 +14,9 @@ setup: .venv/.run  ## the virtual environment, with what runs the product on thi
 
 .venv/.dev: pyproject.toml requirements.txt
 	@PYTHON='$(PYTHON)' .ci/setup dev
+
+.venv/.browser: pyproject.toml requirements.txt
+	@PYTHON='$(PYTHON)' .ci/setup browser
 
 demo: .venv/.run  ## a dozen jobs through all of it
 	@$(BIN)/python -m pipeline demo
@@ -26,6 +29,10 @@ test: .venv/.dev  ## three at a time: they wait more than they work
 
 test-slow: .venv/.dev  ## what takes too long to wait for after every change
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-browser: .venv/.browser  ## the dashboard in Debian's Chromium; leaves pictures of its pages in .screenshots
+	@command -v chromium >/dev/null || .ci/install chromium fonts-dejavu-core
+	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 test-rabbitmq: .venv/.dev  ## the same product on RabbitMQ; wants Debian's rabbitmq-server
 	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || .ci/install rabbitmq-server
@@ -63,5 +70,5 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .dev .chaos build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .dev .chaos .screenshots build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
