@@ -184,6 +184,32 @@ def test_what_is_stored_after_its_job_was_told_of_is_told_of_itself_unless_it_is
     assert kinds(rt, job.job_id)[-2:] == ["output.stored", "output.quarantined"]
 
 
+def test_what_is_lost_after_its_job_was_told_of_is_told_of_where_a_copy_was_promised(
+    rt: Runtime, caller: Caller
+) -> None:
+    """Its callers wait for `output.stored`, and a flagged one's for `output.released`; neither will come."""
+    archiving(rt, "quarantine")
+    job = completed(rt, caller, PICTURE, {"url": FILE, "nsfw": True})
+    execute(rt, "UPDATE notifications SET created_at = created_at - interval '61 s', due_at = clock_timestamp()")
+    told = settle(rt, *map(lost, claim(rt)))
+    assert [(one.index, one.told) for one in told] == [(0, True), (1, True)]
+    assert [event for (event,) in rows(rt, "event", "notifications")] == ["job.completed", "output.lost", "output.lost"]
+    assert kinds(rt, job.job_id)[-2:] == ["output.lost", "output.lost"]
+
+
+def test_what_the_provider_deletes_where_nobody_archives_is_in_the_history_and_told_to_nobody(
+    rt: Runtime, caller: Caller
+) -> None:
+    """No copy was promised, and `outputs_expire_at` named the day."""
+    job = completed(rt, caller, PICTURE)
+    execute(rt, "UPDATE notifications SET state = 'delivered', due_at = NULL, ended_at = clock_timestamp()")
+    execute(rt, "UPDATE assets SET created_at = created_at - interval '8 days'")
+    with rt.db.transaction() as tx:
+        assert [one.told for one in assets.lose_old(tx)] == [False]
+    assert kinds(rt, job.job_id)[-1] == "output.lost"
+    assert rows(rt, "event", "notifications") == [("job.completed",)]
+
+
 def test_a_second_end_of_an_output_changes_nothing(rt: Runtime, caller: Caller) -> None:
     """A worker that was taken for dead may come back with what another has stored meanwhile."""
     archiving(rt)

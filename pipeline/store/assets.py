@@ -2,12 +2,13 @@
 The outputs of jobs: planned in the commit of the completion, fetched by whoever claims them, stored or lost.
 
 A caller is told of a completed job when the last of its outputs is stored or lost, and after GRACE_S at the latest: its
-notification is planned for then, and brought forward by `settle`. Each output that is stored after its job's
-notification went out is told of by one of its own, `output.stored`; one that is quarantined is not. In the
-job's history stands each: `output.stored`, `output.quarantined` (it is stored, and not served) or `output.lost`.
+notification is planned for then, and brought forward by `settle`. Each output that is stored or lost after its job's
+notification went out is told of by one of its own, `output.stored` or `output.lost`; one that is quarantined is not. In
+the job's history stands each: `output.stored`, `output.quarantined` (it is stored, and not served) or `output.lost`.
 
 Where nobody archives, outputs stay pending without an alarm, and callers are told at once. When archiving begins, those
-that the provider may still have are fetched; what it has deleted since is lost.
+that the provider may still have are fetched; what it has deleted since is lost. Of what is lost while nobody archives
+callers are not told: they were promised no copy, and know from the job when the provider deletes its own.
 
 Locks: first jobs, in the order of their ids, then the rest; so two that store outputs of one job take turns, and the
 later one sees that its own was the last.
@@ -228,7 +229,8 @@ _SETTLE = text(f"""
         INSERT INTO notifications (id, event, job_id, seq, due_at)
         SELECT n.notice_id, n.kind, n.job_id, c.before + n.number, clock_timestamp()
         FROM numbered n JOIN counted c ON c.id = n.job_id
-        WHERE n.kind = 'output.stored' AND n.job_id NOT IN (SELECT job_id FROM waiting)
+        WHERE (n.kind = 'output.stored' OR n.kind = 'output.lost' AND (SELECT archiving FROM account))
+          AND n.job_id NOT IN (SELECT job_id FROM waiting)
         RETURNING job_id
     )
     SELECT id, job_id, index, state, review,
