@@ -10,6 +10,7 @@ Every exception we raise on purpose, as one tree.
     ├── RateLimited (429) · Unavailable (503) · Busy (503) · StorageFailed (503) · NotScreened (503)
     ├── OutboundError      a call to an address we did not choose
     │   ├── Blocked        never try again: it must not be called
+    │   │   └── Misled     its name leads where nobody may be called; later it may lead elsewhere
     │   ├── Unreachable    try again later: no answer, or not a whole one
     │   └── TooMuch        more bytes than allowed
     └── ProviderError      what WaveSpeed answered, sorted by what may be done next
@@ -265,6 +266,10 @@ class Blocked(OutboundError):
 
     code = "address_refused"
     title = "The address must not be called"
+
+
+class Misled(Blocked):
+    """A name leads to an address that must not be called, as DNS has it now: later it may say otherwise."""
 
 
 class Unreachable(OutboundError):

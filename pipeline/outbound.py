@@ -20,9 +20,9 @@ from yarl import URL
 from pipeline import __version__, addresses, telemetry
 from pipeline.addresses import Network, address_problem, shown
 from pipeline.connector import HEAD_BYTES, Connector, EndlessHead, Lookup, Refused, system_lookup
-from pipeline.errors import Blocked, TooMuch, Unreachable
+from pipeline.errors import Blocked, Misled, TooMuch, Unreachable
 
-__all__ = ["Answer", "Blocked", "Download", "Outbound", "TooMuch", "Unreachable", "address_problem", "shown"]
+__all__ = ["Answer", "Blocked", "Download", "Misled", "Outbound", "TooMuch", "Unreachable", "address_problem", "shown"]
 
 log = telemetry.get(__name__)
 
@@ -54,7 +54,8 @@ class Outbound:
     The guarded client. Bound to the event loop it is first used on; any number of calls at a time.
 
     Raises:
-        Blocked: The address must not be called; nothing was sent. It is logged.
+        Blocked: The address must not be called; nothing was sent. It is logged. `Misled` when that is so only because
+            of what its name was found to lead to.
         Unreachable: No answer, or not a whole one, in time.
     """
 
@@ -249,11 +250,11 @@ def _storable(headers: Mapping[str, str]) -> CIMultiDict[str]:
     )
 
 
-def _blocked(url: str, problem: str, source: URL | None = None) -> Blocked:
+def _blocked(url: str, problem: str, source: URL | None = None, kind: type[Blocked] = Blocked) -> Blocked:
     log.warning("outbound.refused", url=shown(url), why=problem, redirected_from=source and shown(str(source)))
     if source:
-        return Blocked(f"{shown(str(source))} redirects to {shown(url)}: the address {problem}.")
-    return Blocked(f"{shown(url)}: the address {problem}.")
+        return kind(f"{shown(str(source))} redirects to {shown(url)}: the address {problem}.")
+    return kind(f"{shown(url)}: the address {problem}.")
 
 
 @contextmanager
@@ -265,7 +266,7 @@ def _explained(url: str, slow: str, *, source: URL | None = None) -> Iterator[No
         why = "has no valid certificate for its name"
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, Refused):
-            raise _blocked(url, str(error.os_error), source) from None
+            raise _blocked(url, str(error.os_error), source, Misled) from None  # a literal one is refused before
         why = _unconnected(error)
     except aiohttp.ConnectionTimeoutError:
         why = f"cannot be connected to within {CONNECT_S:g} s"

@@ -4,27 +4,34 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
 from celery import Celery
 
 import pipeline
+from pipeline.connector import Infos, system_lookup
 from pipeline.embedded.processes import Server
 from pipeline.jobs import State
 from pipeline.lifecycle import evidence
-from pipeline.lifecycle.notify import OFF_AFTER_S, OFF_AFTER_TRIES, SCHEDULE_S
+from pipeline.lifecycle.notify import OFF_AFTER_S, OFF_AFTER_TRIES, SCHEDULE_S, Notifier
+from pipeline.outbound import Outbound
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from pipeline.store import account, deliveries, keys, reading, services
 from pipeline.store.moves import Move, advance
 from pipeline.store.outbox import Told
+from pipeline.store.tables import new_id
+from pipeline.threads import Loop
 from pipeline.worker import Worker
 from tests.commands import command
 from tests.conftest import Caller
 from tests.factories import execute, placed, queued, scalar, swept, until
 from tests.receivers import Receiver, receiving
 from tests.test_cli import value
+from tests.test_outbound import INSIDE
+from tests.wire import says, wire
 
 NOWHERE = "http://127.0.0.1:9"
 """Nobody listens on the port that is meant for throwing things away."""
@@ -98,6 +105,7 @@ def test_a_job_is_told_of_from_end_to_end(
         said = one.event(secret(rt, caller))
         assert said == pipeline.verify_notification(secret(rt, caller), one.headers, one.body)
         assert (said["type"], said["data"]["job"]["state"]) == ("job.completed", "completed")
+        assert said["data"]["stored"] == all(one["stored"] for one in said["data"]["job"]["outputs"])
         until(lambda: notification(rt, job_id).state == Told.DELIVERED)  # noqa: B023
         found = evidence.of_job(rt, caller.service, job_id)["notifications"][0]
         (delivery,) = found["deliveries"]
@@ -176,7 +184,7 @@ def test_tasks_and_operators_are_told_and_what_must_not_be_called_is_not(
     args, kwargs, _ = message.payload
     assert (message.headers["task"], args, kwargs["event"]) == ("shop.done", [], "job.cancelled")
     assert (message.headers["id"], kwargs["id"]) == (str(notification(rt, task).id),) * 2
-    assert kwargs["data"]["job"]["id"] == str(task)
+    assert (kwargs["data"].keys(), kwargs["data"]["job"]["id"]) == ({"job"}, str(task)), "there is nothing to store"
 
     for job_id, reason in ((forbidden, "may no longer name"), (private, "address_refused")):
         until(lambda: notification(rt, job_id).state == Told.DEAD)  # noqa: B023
@@ -186,6 +194,38 @@ def test_tasks_and_operators_are_told_and_what_must_not_be_called_is_not(
     (heard,) = until(lambda: receiver.heard)
     said = heard.event(secret(rt, None))
     assert (heard.path, said["type"], said["data"]["reason"]) == ("/ops", "account.halted", "key_refused")
+
+
+def test_a_name_that_leads_astray_for_a_moment_is_never_called_then_and_tried_again(
+    rt: Runtime, caller: Caller, receiver: Receiver
+) -> None:
+    """DNS may be wrong for a minute. What is wrong in the address itself stays so, and is dead at once."""
+    leads_to = [INSIDE]
+
+    def lookup(_host: str, port: int) -> Infos:
+        return system_lookup(leads_to[-1], port)
+
+    port = urlsplit(receiver.url).port
+    told_at(rt, caller, f"http://shop.example.com:{port}/hook")
+    job_id = failed(rt, caller)
+    loop = Loop()
+    outbound = Outbound(rt.settings.outbound_allow, lookup=lookup)
+    notifier = Notifier(rt, new_id(), loop, outbound, wake=lambda: None)
+    with wire(says(200), host=INSIDE) as inside:
+        notifier.look()
+        until(lambda: notification(rt, job_id).attempts == 1)
+        assert inside.untouched
+    (one,) = tries(rt, job_id)
+    assert (one.error.partition(":")[0], INSIDE in one.error, one.request) == ("address_refused", True, None)
+    assert notification(rt, job_id).state == Told.PENDING
+    leads_to.append("127.0.0.1")
+    hurry(rt, job_id)
+    notifier.look()
+    until(lambda: notification(rt, job_id).state == Told.DELIVERED)
+    assert [one.path for one in receiver.heard] == ["/hook"]
+    notifier.stop(0.0)
+    loop.run(outbound.close())
+    loop.stop()
 
 
 def test_a_worker_that_stops_gives_back_what_nobody_answered(

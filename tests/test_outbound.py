@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from pipeline.connector import HEAD_BYTES, Connector, Lookup, Refused, system_lookup
 from pipeline.errors import OutboundError
-from pipeline.outbound import Answer, Blocked, Outbound, TooMuch, Unreachable
+from pipeline.outbound import Answer, Blocked, Misled, Outbound, TooMuch, Unreachable
 from tests.wire import Handler, Request, drips, endless, floods, hang_up, http, raw, reset, says, silent, wire
 
 T = TypeVar("T")
@@ -103,6 +103,7 @@ def test_nobody_reaches_this_machine_through_us(host: str) -> None:
                 attempt(url, allow=(), lookup=names(inside="127.0.0.1"))
             assert "hunter2" not in f"{refused.value} {refused.value.detail} {refused.value.__context__}"
             assert "the address must " in refused.value.detail
+            assert isinstance(refused.value, Misled) == host.startswith("inside"), "only DNS may think better of it"
         assert server.untouched
 
 

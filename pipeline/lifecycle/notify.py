@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pipeline import standard, telemetry, views
 from pipeline.addresses import shown
-from pipeline.errors import Blocked, PipelineError, TooMuch, Unreachable
+from pipeline.errors import Blocked, Misled, PipelineError, TooMuch, Unreachable
 from pipeline.lanes import Lanes
 from pipeline.messenger import Messenger
 from pipeline.outbound import Answer, Outbound
@@ -184,7 +184,8 @@ class Notifier:
                 message.url, headers=headers, body=body.encode(), total_s=TIMEOUT_S, answer_bytes=ANSWER_BYTES
             )
         except Blocked as error:
-            return Tried(message, target, error=f"{error.code}: {error.detail}", final=True)
+            final = not isinstance(error, Misled)  # what DNS answers may be different by the next try
+            return Tried(message, target, error=f"{error.code}: {error.detail}", final=final)
         except (Unreachable, TooMuch) as error:
             took_ms = round((time.monotonic() - began) * 1000)
             return Tried(message, target, error=error.detail, request=request, duration_ms=took_ms)
@@ -261,14 +262,15 @@ class Notifier:
 
 def _content(message: Message, job: Mapping[str, Any] | None) -> dict[str, Any]:
     """
-    What is told: `stored` when every file of the job is in our storage, so that its links last.
+    What is told: the job as it is now, and of outputs, whether all are `stored`, so that their links last.
 
     Events of the account carry what they say of it instead of a job.
     """
     data = dict(message.data)
     if job is not None:
         outputs = job["outputs"]
-        data = {"job": job, "stored": bool(outputs) and all(one["stored"] for one in outputs), **data}
+        stored = {"stored": all(one["stored"] for one in outputs)} if outputs else {}
+        data = {"job": job, **stored, **data}
     return {"type": message.event, "timestamp": views.time(message.created_at), "data": data}
 
 
