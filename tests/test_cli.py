@@ -475,6 +475,7 @@ def test_a_services_share_limits_and_callbacks_are_set_and_shown(run: Run, rt: R
         "callback_tasks": [{"task": "shop.done", "queue": "shop"}, {"task": "shop.told", "queue": "celery"}],
         "nsfw_policy": "quarantine",
     }
+    assert "quarantine" in run("services", "list").stdout
     assert run("services", "set", "shop", "--max-in-flight", "none", "--callback-task", "none").returncode == 0
     (shown,) = value(run("services", "list", "--json"))
     assert (shown["max_in_flight"], shown["callback_tasks"], shown["weight"]) == (None, [], 3)

@@ -140,6 +140,11 @@ def test_a_person_cancels_retries_and_takes_the_evidence_home(
     shown = value(command(environ, "evidence", str(job_id)))
     assert shown == json.loads(file.read_text())
     assert (shown["job"]["state"], shown["retries"]) == ("cancelled", [new["id"]])
+    file.write_text("mine")
+    status, _, said = run("evidence", str(job_id), "--output", str(file))
+    assert (status, "--force" in said, file.read_text()) == (1, True, "mine")
+    assert run("evidence", str(job_id), "--output", str(file), "--force")[0] == 0
+    assert json.loads(file.read_text()) == shown
     status, _, said = run("evidence", str(job_id), "--output", str(tmp_path / "none" / "x"))
     assert (status, "cannot be written" in said) == (1, True)
 

@@ -40,6 +40,7 @@ def evidence(
     job: Annotated[str, typer.Argument(help="The job's id.")],
     *,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it there, instead of printing it.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Give everything that is known of a job, as one JSON value."""
     from pipeline.lifecycle import evidence as everything  # noqa: PLC0415
@@ -50,7 +51,10 @@ def evidence(
         print(found)
         return
     try:
-        output.write_text(found + "\n", encoding="utf-8")
+        with output.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(found + "\n")
+    except FileExistsError:
+        raise InvalidInput(f"{output} is there already: name another file, or write over it by --force.") from None
     except OSError as error:
         raise InvalidInput(f"{output} cannot be written: {error.strerror}.") from None
     err.print(f"written to {output}")

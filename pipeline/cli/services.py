@@ -153,7 +153,7 @@ def list_services(*, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([_view(one) for one in found]))
         return
-    table = Table("name", "", "created", "weight", "in flight", "a minute", "told at", "tasks")
+    table = Table("name", "", "created", "weight", "in flight", "a minute", "flagged", "told at", "tasks")
     for one in found:
         marks = {"operator": one.operator, "revoked": one.revoked_at, "paused": one.paused_at}
         table.add_row(
@@ -163,6 +163,7 @@ def list_services(*, as_json: AsJson = False) -> None:
             str(one.weight),
             plain(one.max_in_flight),
             plain(one.requests_per_minute),
+            plain(one.nsfw_policy),
             plain(one.callback_url),
             plain(", ".join(f"{task['task']}@{task['queue']}" for task in one.callback_tasks)),
         )
