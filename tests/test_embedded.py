@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -429,9 +430,23 @@ def test_a_second_terminal_gets_the_environment_and_is_not_taken_for_the_users(t
     """A stack that is started from that terminal must not believe the first one's addresses."""
     chosen = environment.chosen({}, PLACES, public_url=True, mild={"DEFAULT_MODEL": "it's $HOME `here`"})
     file = tmp_path / "env"
-    file.write_text(environment.script(chosen, file))
+    file.write_text(environment.script(chosen, file, os.getpid()))
     command = f". {file}; {sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
     done = subprocess.run(["/bin/sh", "-c", command], env={"PATH": os.defpath}, capture_output=True, check=True)
     sourced = json.loads(done.stdout)
     assert chosen.items() <= sourced.items()
     assert not chosen.keys() & environment.users_own(sourced).keys()
+
+
+def test_the_file_of_a_stack_that_has_stopped_says_so_and_sets_nothing(tmp_path: Path) -> None:
+    """However it ended. A terminal that had its addresses before must still not pass for the user's own settings."""
+    file = tmp_path / "it's env"
+    chosen = environment.chosen({}, PLACES, public_url=True, mild={})
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    file.write_text(environment.script(chosen, file, ended.pid))
+    words = f". {shlex.quote(str(file))} || echo refused; echo $DATABASE_URL"
+    done = subprocess.run(["/bin/sh", "-c", words], env={"PATH": os.defpath}, capture_output=True, check=True)
+    assert done.stdout == b"refused\n\n"
+    assert f"{file}: that stack has stopped" in done.stderr.decode()
+    assert not environment.users_own({**chosen, environment.MARK: str(file)})

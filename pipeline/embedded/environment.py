@@ -47,7 +47,8 @@ def users_own(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Give the user's environment, without what a stack's `env` file put there and without what is empty."""
     own = {name: value for name, value in environ.items() if value}
     file = Path(own.pop(MARK, ""))
-    for line in file.read_text().splitlines() if file.is_file() else ():
+    exports = [line for line in file.read_text().splitlines() if line.startswith("export ")] if file.is_file() else ()
+    for line in exports:
         name, _, value = shlex.split(line)[1].partition("=")
         if own.get(name) == value:
             del own[name]
@@ -88,10 +89,16 @@ def complete(own: Mapping[str, str], chosen: Mapping[str, str], *, public_url: b
     return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", **chosen}
 
 
-def script(chosen: Mapping[str, str], file: Path) -> str:
-    """Write the lines that set up a second terminal: `. DIR/env`."""
+def script(chosen: Mapping[str, str], file: Path, pid: int) -> str:
+    """
+    Write the lines that set up a second terminal: `. DIR/env`, while the process *pid* keeps the stack running.
+
+    After that they set nothing and say why. The file stays: `users_own` knows by it what a terminal still has.
+    """
+    gone = _quoted(f"{file}: that stack has stopped. Start it again, then source this again.")
+    check = f"kill -0 {pid} 2>/dev/null || {{ echo {gone} >&2; return 1; }}"
     lines = [f"export {name}={_quoted(value)}" for name, value in {**chosen, MARK: str(file)}.items()]
-    return "\n".join([*lines, f'export PATH={_quoted(_bin_dir())}:"$PATH"']) + "\n"
+    return "\n".join([check, *lines, f'export PATH={_quoted(_bin_dir())}:"$PATH"']) + "\n"
 
 
 def _at_port(url: str, port: int | None) -> str:

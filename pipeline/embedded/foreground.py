@@ -169,7 +169,7 @@ class Stack:
         self._memory.keep(self._directory)
         file = self._directory / "env"
         callers = {"PIPELINE_URL": self._url, "PIPELINE_KEY": self._memory.api_key}
-        write(file, environment.script({**self._chosen, **callers}, file))
+        write(file, environment.script({**self._chosen, **callers}, file, os.getpid()))
         self.facts = Facts(
             url=self._url,
             api_key=self._memory.api_key,
