@@ -28,10 +28,15 @@ class Kind(StrEnum):
     ORPHANS = "orphans"  # callbacks whose token is nobody's
     NOTICES = "notices"  # what the operator was told, or could not be
     STATS = "stats"  # what happened in each minute; the totals stay
+    DELIVERIES = "deliveries"  # the tries of notifications that have ended; those stay, with how they ended
+    ENDPOINTS = "endpoints"  # receivers that failed, and have not for so long: they work, or nobody calls them any more
 
 
 ENDED = tuple(Kind(state) for state in sorted(FINAL | {State.EXPIRED}))
 """The states whose jobs can be pruned: an expired one once nobody asks about it any more."""
+
+BESIDE = (Kind.REFUSALS, Kind.ORPHANS, Kind.NOTICES, Kind.STATS, Kind.DELIVERIES, Kind.ENDPOINTS)
+"""What gathers beside the jobs and is of no service."""
 
 OF_A_SERVICE = frozenset({*ENDED, Kind.KEYS})
 """The kinds that a service may have an age of its own for."""

@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import secrets
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,13 +23,14 @@ from pipeline.lifecycle.audit import Charged, compare
 from pipeline.lifecycle.audit import Kind as Difference
 from pipeline.lifecycle.hear import hear
 from pipeline.lifecycle.prune import Pruner
-from pipeline.retention import DAY_S, DEFAULT_S, ENDED, LEAST_S, Kind, age_of, shown
+from pipeline.retention import BESIDE, DAY_S, DEFAULT_S, ENDED, LEAST_S, Kind, age_of, shown
 from pipeline.runtime import Runtime
-from pipeline.store import alarms, budgets, ledger, pruning, refusals, retention
+from pipeline.store import alarms, budgets, endpoints, ledger, pruning, refusals, retention
 from pipeline.store.intake import NewJob, add_once
 from pipeline.store.refusals import Refusal
 from pipeline.store.retention import ALL, Age, Rule
 from pipeline.store.services import Service
+from pipeline.store.tables import id_from
 from tests.commands import command
 from tests.conftest import WEBHOOK_SECRET, Caller
 from tests.factories import (
@@ -121,7 +124,7 @@ def test_jobs_are_kept_for_good_and_what_only_guards_for_a_month_unless_told_oth
         with rt.db.transaction() as tx:
             return {(rule.service_id, rule.kind): rule for rule in retention.rules(tx)}
 
-    beside = {(None, kind) for kind in (Kind.REFUSALS, Kind.ORPHANS, Kind.NOTICES, Kind.STATS)}
+    beside = {(None, kind) for kind in BESIDE}
     assert set(rules()) == {(shop.id, Kind.KEYS), (crm.id, Kind.KEYS)} | beside
     assert {rule.age_s for rule in rules().values() if rule.kind is not Kind.STATS} == {30 * DAY_S}
     assert rules()[None, Kind.STATS].age_s == 90 * DAY_S
@@ -451,6 +454,56 @@ def test_refusals_and_notices_go_after_a_month(rt: Runtime) -> None:
         )
     assert prune.remove(rt) == {Kind.REFUSALS: 1, Kind.NOTICES: 2}
     assert (counted(rt, "refusals"), counted(rt, "notifications")) == (1, 4)
+
+
+def notified(rt: Runtime, days: float, state: str = "delivered") -> UUID:
+    """A notification of so many days ago, with a try that long ago."""
+    one, ago_s = UUID(int=id_from(time.time() - days * DAY_S).int | secrets.randbits(74)), days * DAY_S
+    execute(
+        rt,
+        "INSERT INTO notifications (id, event, job_id, seq, state, attempts, created_at, due_at) VALUES"
+        " (:id, 'job.completed', :id, 1, :state, 1, clock_timestamp() - make_interval(secs => :s),"
+        " CASE CAST(:state AS text) WHEN 'pending' THEN clock_timestamp() END)",
+        id=one,
+        state=state,
+        s=ago_s,
+    )
+    again = (
+        "INSERT INTO deliveries (notification_id, number, at, target)"
+        " VALUES (:id, 1, clock_timestamp() - make_interval(secs => :s), 'https://shop.example')"
+    )
+    execute(rt, again, id=one, s=ago_s)
+    return one
+
+
+def test_the_tries_of_notifications_go_after_a_month_and_those_that_are_still_told_keep_theirs(rt: Runtime) -> None:
+    """They hold whole bodies. That it was told stays, and when, as long as its job does."""
+    young, pending, replayed = notified(rt, 29.9), notified(rt, 40, "pending"), notified(rt, 40)
+    for state in ("delivered", "dead"):
+        notified(rt, 30.1, state)
+    execute(rt, "UPDATE deliveries SET at = clock_timestamp() WHERE notification_id = :id", id=replayed)
+    assert [(old.kind, old.count) for old in prune.due(rt)] == [(Kind.DELIVERIES, 2)]
+    assert prune.remove(rt, at_most=1) == {Kind.DELIVERIES: 1}
+    assert prune.remove(rt) == {Kind.DELIVERIES: 1}
+    assert not prune.remove(rt)
+    kept = "SELECT array_agg(notification_id ORDER BY notification_id) FROM deliveries"
+    assert scalar(rt, kept) == sorted([young, pending, replayed])
+    assert counted(rt, "notifications") == 5
+
+
+def test_a_receiver_that_has_not_failed_for_a_month_is_forgotten(rt: Runtime) -> None:
+    """It works, or nobody calls it any more; what failed lately is known, switched off or not."""
+
+    def fail(*names: str) -> None:
+        with rt.db.transaction() as tx:
+            endpoints.failed(tx, {name: ["answered 500"] for name in names}, days_s=0.0, at_least=2, probe_s=900.0)
+
+    fail("gone", "again")
+    execute(rt, "UPDATE endpoints SET failed_at = failed_at - interval '31 days', failing_since = failed_at")
+    fail("again", "new")
+    assert scalar(rt, "SELECT array_agg(name) FROM endpoints WHERE off_at IS NOT NULL") == ["again"]
+    assert prune.remove(rt) == {Kind.ENDPOINTS: 1}
+    assert scalar(rt, "SELECT array_agg(name ORDER BY name) FROM endpoints") == ["again", "new"]
 
 
 # Who does it

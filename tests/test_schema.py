@@ -32,6 +32,7 @@ from pipeline.store import (
     lists,
     missing,
     moves,
+    notifications,
     pauses,
     pruning,
     reading,
@@ -319,8 +320,16 @@ def crowded(new_database: NewDatabase) -> Iterator[Database]:
             FROM (SELECT id, service_id, n, CASE WHEN n > 500 THEN md5(n::text) END AS kept
                   FROM (SELECT *, row_number() OVER () AS n FROM jobs WHERE state = 'completed') j) k;
             INSERT INTO labels (service_id, name, value, job_id) SELECT service_id, 'shop', 'red', id FROM jobs;
+            INSERT INTO notifications (id, event, job_id, seq, state, endpoint, due_at, worker_id)
+            SELECT gen_random_uuid(), 'job.completed', id, 4, CASE WHEN n > 2000 THEN 'delivered' ELSE 'pending' END,
+                   'service-' || n % 5 || ' https://' || n % 40 || '.example',
+                   CASE WHEN n <= 2000 THEN now() + (n - 1000) * interval '1 second' END,
+                   CASE WHEN n <= 100 THEN gen_random_uuid() END
+            FROM (SELECT id, row_number() OVER () AS n FROM jobs WHERE state = 'completed') j;
+            INSERT INTO deliveries (notification_id, number, target)
+            SELECT id, 1, 'https://x' FROM notifications WHERE due_at IS NULL;
         """)
-        connection.execute("ANALYZE services, jobs, attempts, labels, models, assets")
+        connection.execute("ANALYZE services, jobs, attempts, labels, models, assets, notifications, deliveries")
     yield database
     database.close()
 
@@ -352,6 +361,16 @@ def hear(tx: Connection, one: One) -> None:
 def settle(tx: Connection, one: One) -> None:
     row = tx.execute(text("SELECT id, job_id FROM assets WHERE due_at IS NOT NULL LIMIT 1")).one()
     assert assets.settle(tx, [assets.Lost(row.id, row.job_id, "It is gone.")])
+
+
+def notify(tx: Connection, one: One) -> None:
+    claimed = notifications.claim(
+        tx, worker_id=one.id, at_most=200, room=20, rooms={}, lease_s=60.0, probe_s=900.0, operator_url=None
+    )
+    messages = claimed.messages
+    assert len(messages) == 200
+    tried = [notifications.Tried(message, "https://x") for message in messages]
+    assert not notifications.record(tx, tried, worker_id=one.id, schedule=[5.0], jitter=0.0)
 
 
 def read(run: Callable[[Connection, One], object]) -> Callable[[Connection, One], object]:
@@ -414,6 +433,16 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
     "shares": (read(lambda tx, one: reviews.shares(tx, "x", but_for=[one.id])), {"assets_storage_key_idx"}),
     "show": (read(lambda tx, one: reading.job(tx, one.job_id)), {"jobs_pk", "assets_job_id_index_key"}),
     "ask_again": (lambda tx, one: alarms.ask_again(tx, {one.job_id: 5.0}), {"jobs_pk"}),
+    "told_due": (read(lambda tx, _: notifications.are_due(tx)), {"notifications_endpoint_idx"}),
+    "notify": (notify, {"notifications_endpoint_idx", "notifications_pk", "jobs_pk"}),
+    "take_back_told": (
+        lambda tx, _: notifications.take_back(tx, dead_after_s=12.0),
+        {"notifications_worker_id_idx", "notifications_pk"},
+    ),
+    "prune_deliveries": (
+        lambda tx, _: pruning.rows(tx, [Rule(None, Kind.DELIVERIES, 86_400)], Kind.DELIVERIES),
+        {"deliveries_pk", "notifications_pk"},
+    ),
     "prune": (prune, {"jobs_ended_idx", "attempts_job_id_number_key", "jobs_pk"}),
     "count_minute": (
         lambda tx, _: stats.count(tx, datetime.now(UTC).replace(second=0, microsecond=0)),
@@ -467,6 +496,6 @@ def test_no_statement_of_the_hot_path_reads_a_whole_table(crowded: Database, nam
             driver.remove_notice_handler(keep)
             tx.rollback()
     plan = "\n".join(message for message in seen if "plan:" in message)
-    tables = ("jobs", "attempts", "labels", "assets")
+    tables = ("jobs", "attempts", "labels", "assets", "notifications", "deliveries")
     assert not [line for line in plan.splitlines() if any(f"Seq Scan on {table}" in line for table in tables)], plan
     assert not [index for index in indexes if f" {index} " not in plan], plan

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pipeline import telemetry
 from pipeline.errors import StorageFailed
 from pipeline.lifecycle.discard import discard
-from pipeline.retention import Kind
+from pipeline.retention import BESIDE, Kind
 from pipeline.runtime import Runtime
 from pipeline.store import pruning, retention
 from pipeline.store.pruning import BATCH, Old
@@ -41,7 +41,7 @@ def remove(rt: Runtime, *, at_most: int = BATCH) -> Counter[str]:
         gone.update(str(job.state) for job in pruning.jobs(tx, rules, at_most=at_most))
     with rt.db.transaction() as tx:
         gone[Kind.KEYS] += pruning.keys(tx, rules, at_most=at_most)
-    for kind in (Kind.REFUSALS, Kind.ORPHANS, Kind.NOTICES, Kind.STATS):
+    for kind in BESIDE:
         with rt.db.transaction() as tx:
             gone[kind] += pruning.rows(tx, rules, kind, at_most=at_most)
     gone[FILES] += _remove_files(rt)

@@ -39,6 +39,7 @@ _FAILED = text("""
     ON CONFLICT (name) DO UPDATE SET
         failing_since = coalesce(endpoints.failing_since, excluded.failing_since),
         failures = endpoints.failures + excluded.failures,
+        failed_at = clock_timestamp(),
         error = excluded.error
 """)
 
@@ -96,6 +97,11 @@ def switch_on(tx: Connection, name: str) -> bool:
         return False
     succeeded(tx, [name])
     return True
+
+
+def any_is_off(tx: Connection) -> bool:
+    """Whether there is one that is switched off."""
+    return bool(tx.execute(text("SELECT EXISTS (SELECT FROM endpoints WHERE off_at IS NOT NULL)")).scalar_one())
 
 
 def troubled(tx: Connection) -> list[Endpoint]:

@@ -84,11 +84,16 @@ class EndpointRow(Base):
     """A receiver of notifications that has failed before. One that always answered has no row."""
 
     __tablename__ = "endpoints"
-    __table_args__ = (CheckConstraint("(off_at IS NULL) = (probe_at IS NULL)", name="off_is_probed"),)
+    __table_args__ = (
+        CheckConstraint("(off_at IS NULL) = (probe_at IS NULL)", name="off_is_probed"),
+        Index("endpoints_off_idx", "name", postgresql_where=text("off_at IS NOT NULL")),
+        Index("endpoints_failed_at_idx", "failed_at"),
+    )
 
     name: Mapped[str] = mapped_column(primary_key=True)
     failing_since: Mapped[datetime | None]  # since when nothing succeeded; NULL: the last try did
     failures: Mapped[int] = mapped_column(server_default="0")  # since then
+    failed_at: Mapped[datetime] = mapped_column(server_default=NOW)  # when it last did
     error: Mapped[str | None]
     off_at: Mapped[datetime | None]  # since when nothing is sent to it but probes
     probe_at: Mapped[datetime | None]  # when one notification may be tried next

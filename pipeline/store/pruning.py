@@ -117,12 +117,25 @@ _OLD_ROWS = {
         SELECT x.id FROM notifications x WHERE x.job_id IS NULL AND x.due_at IS NULL AND x.created_at < r.before
         ORDER BY x.created_at LIMIT :at_most
     """,
+    # The ids of notifications begin with the time they were made at, in milliseconds: so the oldest come first.
+    Kind.DELIVERIES: """
+        SELECT x.notification_id, x.number FROM deliveries x JOIN notifications n ON n.id = x.notification_id
+        WHERE x.notification_id < rpad(
+                  lpad(to_hex((extract(epoch FROM r.before) * 1000)::bigint), 12, '0'), 32, '0')::uuid
+          AND x.at < r.before AND n.due_at IS NULL
+        ORDER BY x.notification_id, x.number LIMIT :at_most
+    """,
+    Kind.ENDPOINTS: """
+        SELECT x.name FROM endpoints x WHERE x.failed_at < r.before ORDER BY x.failed_at LIMIT :at_most
+    """,
 }
 
 _TABLES = {
     Kind.REFUSALS: ("refusals", "id"),
     Kind.ORPHANS: ("callbacks", "id"),
     Kind.NOTICES: ("notifications", "id"),
+    Kind.DELIVERIES: ("deliveries", "notification_id, number"),
+    Kind.ENDPOINTS: ("endpoints", "name"),
     Kind.STATS: ("stats", "minute, service_id, measure"),
 }
 """Of what is no job: its table, and the columns of its key."""
@@ -269,7 +282,10 @@ _REMOVE_ROWS = {
 def rows(tx: Connection, rules: Sequence[Rule], kind: Kind, *, at_most: int = BATCH) -> int:
     """Remove up to *at_most* of what is no job nor key, those whose age is over, and give how many."""
     mine = [rule for rule in rules if rule.kind is kind]
-    return tx.execute(_REMOVE_ROWS[kind], {"rules": _json(mine), "at_most": at_most}).rowcount if mine else 0
+    if not mine:
+        return 0
+    tx.execute(READ_BY_INDEX)
+    return tx.execute(_REMOVE_ROWS[kind], {"rules": _json(mine), "at_most": at_most}).rowcount
 
 
 _COUNTS = [
