@@ -153,3 +153,25 @@ def test_the_doctor_says_how_long_there_is_to_mend_the_archive(
     assert found["outputs"].level is level
     assert f"in {168 - hours} h" in found["outputs"].words
     assert (found["lost"].level, found["lost"].words[:6]) == (Level.WARN, "1 were")
+
+
+def test_ready_names_outputs_at_risk_and_receivers_that_are_switched_off(
+    make_rt: Callable[..., Runtime], rt: Runtime, caller: Caller
+) -> None:
+    """A platform's dashboard shows that page; who chose not to keep outputs knows. Nobody's address is told."""
+
+    def degraded(one: Runtime = rt) -> dict[str, str]:
+        found = create_app(one).test_client().get("/readyz").get_json()["degraded"]
+        return {each["what"]: each["why"] for each in found}
+
+    placed(rt, caller, hours=59)
+    placed(rt, caller, hours=99, url=None)
+    failing = "INSERT INTO endpoints (name, failing_since) VALUES ('shop https://shop.example', clock_timestamp())"
+    execute(rt, failing)
+    assert not {"outputs", "receivers"} & degraded().keys()
+    placed(rt, caller, hours=61)
+    execute(rt, "UPDATE endpoints SET off_at = clock_timestamp(), probe_at = clock_timestamp()")
+    assert "in 107 h" in degraded()["outputs"]
+    assert "pipeline notifications endpoints" in degraded()["receivers"]
+    assert "shop" not in degraded()["receivers"]
+    assert "outputs" not in degraded(make_rt(archive_url="off"))

@@ -39,6 +39,11 @@ class Custody:
         return self.oldest_s is not None and self.oldest_s > AT_RISK_S
 
 
+_OLDEST_S = """
+    SELECT extract(epoch FROM statement_timestamp() - created_at)::float8 FROM assets
+    WHERE state = 'pending' AND source_url IS NOT NULL ORDER BY created_at LIMIT 1
+"""
+
 _CUSTODY = text(f"""
     SELECT (
         SELECT jsonb_object_agg(d.days, (
@@ -52,10 +57,7 @@ _CUSTODY = text(f"""
                         ELSE '-infinity' END AS after
             FROM generate_series(0, {SOURCE_DAYS - 1}) days
         ) d
-    ) AS unarchived, (
-        SELECT extract(epoch FROM statement_timestamp() - created_at)::float8 FROM assets
-        WHERE state = 'pending' AND source_url IS NOT NULL ORDER BY created_at LIMIT 1
-    ) AS oldest_s, (
+    ) AS unarchived, ({_OLDEST_S}) AS oldest_s, (
         SELECT count(*) FROM (
             SELECT FROM assets WHERE state = 'lost' AND review IS DISTINCT FROM 'purged'
               AND created_at > statement_timestamp() - interval '{LOST_SINCE_DAYS} days' LIMIT {AT_MOST}) x
@@ -73,6 +75,12 @@ def custody(tx: Connection) -> Custody:
     row = tx.execute(_CUSTODY).one()
     counts = {int(days): count for days, count in row.unarchived.items()}
     return Custody(dict(sorted(counts.items())), row.oldest_s, row.lost, row.quarantined, row.dead, row.archiving)
+
+
+def at_risk_s(tx: Connection) -> float | None:
+    """How old the oldest output is that only the provider has, in seconds; None while none is at risk."""
+    oldest_s: float | None = tx.execute(text(_OLDEST_S)).scalar()
+    return oldest_s if oldest_s is not None and oldest_s > AT_RISK_S else None
 
 
 # Nothing is counted while the operator knows: `late` is then not even begun.

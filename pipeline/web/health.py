@@ -6,8 +6,11 @@ from flask.typing import ResponseReturnValue
 from pipeline.broker import SWEEP_S
 from pipeline.errors import Unavailable
 from pipeline.nudges import Nudger
+from pipeline.outputs import SOURCE_DAYS
 from pipeline.runtime import Runtime
-from pipeline.store import account, schema
+from pipeline.settings import OFF
+from pipeline.store import account, custody, endpoints, schema
+from pipeline.store.database import Transaction
 from pipeline.web.api import examples, shapes
 from pipeline.web.openapi.calls import Answer, Body, Call, described
 
@@ -56,13 +59,27 @@ def ready() -> ResponseReturnValue:
     with rt.db.transaction() as tx:
         if schema.is_older_than_the_code(tx):
             raise Unavailable("The database's schema is older than this code: run `pipeline migrate`.")
-        condition = account.condition(tx)
-    return jsonify(status="ok", degraded=_degraded(rt, condition))
+        degraded = [*_degraded(rt, account.condition(tx)), *_late(rt, tx)]
+    return jsonify(status="ok", degraded=degraded)
+
+
+def _late(rt: Runtime, tx: Transaction) -> list[dict[str, str]]:
+    """What has gone wrong for days."""
+    found = []
+    if rt.settings.archive_url != OFF and (age_s := custody.at_risk_s(tx)):
+        left_h = max(SOURCE_DAYS * 86_400 - age_s, 0) / 3600
+        found.append(
+            {"what": "outputs", "why": f"the provider deletes the first that nobody has copied in {left_h:.0f} h"}
+        )
+    if endpoints.any_is_off(tx):
+        why = "nothing got through for days, so some are switched off: `pipeline notifications endpoints`"
+        found.append({"what": "receivers", "why": why})
+    return found
 
 
 def _degraded(rt: Runtime, condition: account.Condition) -> list[dict[str, str]]:
     found = []
-    if rt.storage is None and rt.settings.archive_url != "off":
+    if rt.storage is None and rt.settings.archive_url != OFF:
         found.append({"what": "archive", "why": f"outputs are not kept: {rt.storage_problem}"})
     elif condition.unarchived_s is not None and condition.unarchived_s > UNARCHIVED_LATE_S:
         hours = condition.unarchived_s / 3600

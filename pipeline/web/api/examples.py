@@ -211,7 +211,10 @@ STREAM = "retry: 1000\n\n" + "".join(
 
 DEGRADED = {
     "status": "ok",
-    "degraded": [{"what": "sweep", "why": "last run 40 s ago; is a worker with its beat running?"}],
+    "degraded": [
+        {"what": "sweep", "why": "last run 40 s ago; is a worker with its beat running?"},
+        {"what": "outputs", "why": "the provider deletes the first that nobody has copied in 96 h"},
+    ],
 }
 
 PROBLEMS: dict[type[PipelineError], PipelineError] = {

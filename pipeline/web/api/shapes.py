@@ -271,7 +271,9 @@ class Alive(BaseModel):
 class Degradation(BaseModel):
     """Something that does not work as it should, while requests still succeed."""
 
-    what: str = Field(description="The part that suffers, such as `broker`, `account` or `sweep`.")
+    what: str = Field(
+        description="The part that suffers, such as `broker`, `account`, `sweep`, `outputs` or `receivers`."
+    )
     why: str
 
 
