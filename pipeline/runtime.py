@@ -252,7 +252,7 @@ class Lists(Reread[Screens]):
         return terms.version(tx)
 
     def _read(self, tx: Transaction) -> Screens:
-        return Screens(terms.rows(tx))
+        return Screens(terms.rows(tx), terms.exempted(tx))
 
 
 def from_environment(name: str, *, pool_size: int = 8, patience_s: int = PATIENCE_S) -> Runtime:

@@ -4,8 +4,10 @@ The screen for prompts: terms that are refused before anything is paid, and how 
 A term is one word or several in a row, whole words only; with `*` at its end the last one may go on. Both sides are
 folded alike: by Unicode's compatibility forms, without case, accents and invisible characters. Letters that only look
 Latin are read as Latin, too, where they stand in for it: in words of mixed scripts, and in texts that have no other
-letters of their script. It stops what people write every day, not those who set out to get by: behind it is the
-provider's own moderation, and before it may be a function of the operator's.
+letters of their script. Digits between letters are read as the letters they stand for (`n4ked`), too, and letters that
+stand alone in a row as a word (`n a k e d`, `n-a-k-e-d`), but not what looks like an abbreviation (`N.A.T.O.`) or a row
+of one letter. It stops what people write every day, not those who set out to get by: behind it is the provider's own
+moderation, and before it may be a function of the operator's.
 
 Source: https://www.unicode.org/reports/tr15/ (compatibility forms), https://www.unicode.org/reports/tr39/ (lookalikes)
 """
@@ -72,6 +74,15 @@ _RUN = re.compile(r"[^\W_]+")
 _LATIN = re.compile("[A-Za-z]")
 
 
+_MAY_BE_SPELLED = re.compile("[ ._-][A-Za-z0-9][ ._-][A-Za-z0-9](?![A-Za-z0-9])")  # costs a quarter of the next
+_SPELLED = re.compile(r"(?<![^\W_])(?<!['\u2019])[A-Za-z]([ ._-])[A-Za-z0-9](?:\1[A-Za-z0-9])+(?<=[A-Za-z])(?![^\W_])")
+_ARTICLES = frozenset("aAiI")
+_MAY_HAVE_DIGITS = re.compile(r"[013457](?<=[^\W\d_].)")
+_DIGITS = re.compile("(?<=[a-z])[013457]+(?=[a-z])")
+_READ_AS = tuple(str.maketrans("013457", letters) for letters in ("oieast", "oleast"))
+"""The letters that digits stand for: one may be an I or an L."""
+
+
 def words(text: str) -> list[str]:
     """The words of *text*, folded; a character of a script without spaces is a word by itself."""
     if text.isascii():
@@ -81,13 +92,41 @@ def words(text: str) -> list[str]:
 
 def readings(text: str) -> list[list[str]]:
     """The words of *text*; and, where letters may be in disguise, the words they look like."""
-    if text.isascii():
-        return [_ASCII_WORD.findall(text.lower())]
-    bared = _bared(text)
-    found = [_split(_folded(bared))]
-    if _FOREIGN.search(bared):
-        found.append(_split(_folded(_unmasked(bared))))
-    return found
+    forms = [text]
+    if not text.isascii():
+        forms = [_bared(text)]
+        if _FOREIGN.search(forms[0]):
+            forms.append(_unmasked(forms[0]))
+    for form in [form for form in forms if _MAY_BE_SPELLED.search(form)]:
+        for article_apart in (False, True):
+            if (joined := _joined(form, article_apart=article_apart)) not in forms:
+                forms.append(joined)
+    found: dict[tuple[str, ...], None] = {}
+    for form in forms:
+        said = _ASCII_WORD.findall(form.lower()) if form.isascii() else _split(_folded(form))
+        found[tuple(said)] = None
+        if _MAY_HAVE_DIGITS.search(form):
+            for letters in _READ_AS:
+                found[tuple(_lettered(word, letters) for word in said)] = None
+    return [list(said) for said in found]
+
+
+def _lettered(word: str, letters: Mapping[int, int]) -> str:
+    return _DIGITS.sub(lambda digits: digits[0].translate(letters), word)
+
+
+def _joined(text: str, *, article_apart: bool) -> str:
+    """Write letters that stand alone in a row as one word; *article_apart*: but for an `a` or `I` at its beginning."""
+
+    def one(row: re.Match[str]) -> str:
+        letters = row[0][::2]
+        article = letters[0] if article_apart and letters[0] in _ARTICLES else ""
+        word = letters.removeprefix(article)
+        if len({*word.lower()}) == 1 or (row[1] == "." and letters.isupper()):
+            return row[0]
+        return f"{article} {word}"
+
+    return _SPELLED.sub(one, text)
 
 
 def _bared(text: str) -> str:
@@ -238,19 +277,27 @@ class Screen:
 class Screens:
     """The lists of terms as a process last knew them. Immutable, and shared by its threads."""
 
-    def __init__(self, rows: Iterable[tuple[str, str, str]] = ()) -> None:
-        """Of *rows* of scope, category and term."""
+    def __init__(self, rows: Iterable[tuple[str, str, str]] = (), exempt: Iterable[tuple[str, str]] = ()) -> None:
+        """Of *rows* of scope, category and term; *exempt*: scopes, each with a category whose general list is off."""
         by_scope: dict[str, list[Term]] = defaultdict(list)
         for scope, category, term in rows:
             by_scope[scope].append(Term(category, term))
-        self._lists = {scope: Terms(terms) for scope, terms in by_scope.items()}
-        self._everyones = Screen([self._lists[EVERYONE]] if EVERYONE in self._lists else [])
+        self._own = {scope: Terms(terms) for scope, terms in by_scope.items() if scope != EVERYONE}
+        self._everyones = by_scope[EVERYONE]
+        self._exempt: dict[str, frozenset[str]] = {}
+        for scope, category in exempt:
+            self._exempt[scope] = self._exempt.get(scope, frozenset()) | {category}
+        self._but_for = lru_cache(maxsize=2 ** len(CATEGORIES))(self._of_all)
         self.of = lru_cache(maxsize=1000)(self._of)
 
     def _of(self, service_id: UUID | None) -> Screen:
         """The screen of one service; of None: what holds for everyone."""
-        own = self._lists.get(str(service_id))
-        return Screen([*self._everyones._lists, own]) if own else self._everyones
+        scope = str(service_id)
+        general, own = self._but_for(self._exempt.get(scope, frozenset())), self._own.get(scope)
+        return Screen([general, own] if own else [general])
+
+    def _of_all(self, but_for: frozenset[str]) -> Terms:
+        return Terms(term for term in self._everyones if term.category not in but_for)
 
 
 def texts(model_input: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -79,6 +79,40 @@ def test_a_term_of_one_service_is_none_of_anothers(rt: Runtime, make_caller: Cal
     assert accept.take(rt, studio, asked())[1]
 
 
+def test_an_exempt_service_is_refused_by_its_own_list_alone(
+    rt: Runtime, make_caller: Callable[..., Caller], environ: dict[str, str]
+) -> None:
+    """Said by a person, and taken back; whatever else is screened stays."""
+
+    def exempt(*words: str) -> Any:
+        done = run_in(environ, "screens", "exempt", *words)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def refused(service: Service) -> bool:
+        try:
+            accept.take(Runtime(rt.settings, rt.db), service, asked())
+        except PromptRefused:
+            return True
+        return False
+
+    shop, museum = make_caller("shop").service, make_caller("museum").service
+    listed(rt, "behead*")
+    assert [refused(shop), refused(museum)] == [True, True]
+    exempt("museum", "violence")
+    assert "as before" in exempt("museum", "violence").stderr
+    assert json.loads(exempt("--json").stdout) == [{"service": "museum", "category": "violence"}]
+    assert [refused(shop), refused(museum)] == [True, False]
+    listed(rt, "quokka", service=museum)
+    assert refused(museum)
+    assert run_in(environ, "screens", "remove", "violence", "quokka", "--service", "museum").returncode == 0
+    assert not refused(museum)
+    exempt("museum", "violence", "--end")
+    assert refused(museum)
+    for words in (["museum"], ["museum", "war"], ["nobody", "violence"]):
+        assert run_in(environ, "screens", "exempt", *words).returncode in {1, 2}
+
+
 def test_a_batch_with_refused_lines_is_refused_by_line_and_stores_nothing(rt: Runtime, caller: Caller) -> None:
     """All or nothing, as for any other mistake."""
     listed(rt, "behead*")

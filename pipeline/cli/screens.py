@@ -15,6 +15,7 @@ from pipeline.errors import InvalidInput
 from pipeline.runtime import Runtime
 from pipeline.screening import CATEGORIES, EVERYONE
 from pipeline.store import screens as store
+from pipeline.store import services as registry
 
 screens = typer.Typer(
     help="What prompts are screened for before anything is paid: lists of terms.", no_args_is_help=True
@@ -98,6 +99,41 @@ def load_terms(
         before = store.clear(tx, scope, category) if replace else 0
         count = store.add(tx, scope, category, wanted)
     err.print(f"{count} terms, instead of {before}" if replace else f"{count} of {len(wanted)} terms added")
+
+
+@screens.command("exempt")
+def exempt_service(
+    service: Annotated[str | None, typer.Argument(metavar="[SERVICE]", help="All exemptions, unless named.")] = None,
+    category: Annotated[str | None, typer.Argument(metavar="[CATEGORY]", help=f"{', '.join(CATEGORIES)}.")] = None,
+    *,
+    end: Annotated[bool, typer.Option("--end", help="The list holds for the service again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let the list of all services not hold for one; its own list does. With neither named, say who is exempt."""
+    rt = runtime()
+    if service is None:
+        _show_exempt(rt, as_json=as_json)
+        return
+    if category is None:
+        raise typer.BadParameter(f"name a category: {', '.join(CATEGORIES)}", param_hint="CATEGORY")
+    scope = _scope(rt, service)
+    with rt.db.transaction() as tx:
+        changed = (store.end_exemption if end else store.exempt)(tx, scope, _category(category))
+    now = "holds" if end else "does not hold"
+    err.print(plain(f"the list of all for {category} {now} for {service}{'' if changed else ', as before'}"))
+
+
+def _show_exempt(rt: Runtime, *, as_json: bool) -> None:
+    with rt.db.transaction() as tx:
+        names = {str(one.id): one.name for one in registry.everyone(tx)}
+        found = [{"service": names.get(scope, scope), "category": category} for scope, category in store.exempted(tx)]
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table("service", "category")
+    for one in found:
+        table.add_row(plain(one["service"]), one["category"])
+    out.print(table)
 
 
 @screens.command("test")

@@ -42,6 +42,17 @@ class ScreenRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
+class ScreenExemptionRow(Base):
+    """A service that the list of all services does not hold for, in one category. Changed as `ScreenRow` is."""
+
+    __tablename__ = "screen_exemptions"
+    __table_args__ = (CheckConstraint(one_of("category", CATEGORIES), name="category"),)
+
+    scope: Mapped[str] = mapped_column(primary_key=True)  # a service's id
+    category: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
 class RefusalRow(Base):
     """What came by a door without an answer, and could not become a job: kept, for a person to see and mend."""
 

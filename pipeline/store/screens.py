@@ -1,4 +1,4 @@
-"""The lists of terms that prompts are screened for. Changes are seen by every process within seconds."""
+"""The lists of terms that prompts are screened for, and who is exempt. Every process sees changes within seconds."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -52,6 +52,26 @@ def clear(tx: Connection, scope: str, category: str) -> int:
     """Empty a list. Returns how many terms were on it."""
     statement = text("DELETE FROM screens WHERE scope = :scope AND category = :category")
     return _changed(tx, tx.execute(statement, {"scope": scope, "category": category}).rowcount)
+
+
+def exempt(tx: Connection, scope: str, category: str) -> int:
+    """Let the list of all not hold for a service. Returns how many exemptions are new: 1, or 0."""
+    statement = text(
+        "INSERT INTO screen_exemptions (scope, category) VALUES (:scope, :category) ON CONFLICT DO NOTHING"
+    )
+    return _changed(tx, tx.execute(statement, {"scope": scope, "category": category}).rowcount)
+
+
+def end_exemption(tx: Connection, scope: str, category: str) -> int:
+    """Let it hold again. Returns how many exemptions have ended: 1, or 0."""
+    statement = text("DELETE FROM screen_exemptions WHERE scope = :scope AND category = :category")
+    return _changed(tx, tx.execute(statement, {"scope": scope, "category": category}).rowcount)
+
+
+def exempted(tx: Connection) -> Sequence[tuple[str, str]]:
+    """The services, by id, that are exempt, each with a category."""
+    statement = text("SELECT scope, category FROM screen_exemptions ORDER BY 1, 2")
+    return [(row.scope, row.category) for row in tx.execute(statement)]
 
 
 def _changed(tx: Connection, count: int) -> int:
