@@ -104,6 +104,7 @@ class Outbound:
         total_s: float,
         idle_s: float,
         max_bytes: int,
+        least_bytes_s: float = 0.0,
         redirects: int = 3,
     ) -> AsyncIterator["Download"]:
         """
@@ -115,6 +116,7 @@ class Outbound:
             total_s: How long it all may take, with what the caller does in between.
             idle_s: How long nothing of the body may come. The headers may take as long, and `CONNECT_S` before.
             max_bytes: How much the body may be, unpacked.
+            least_bytes_s: How much of it must come in a second, on average, once it has been coming for *idle_s*.
             redirects: How many are followed, each checked like the first address.
         """
         until = asyncio.get_running_loop().time() + total_s
@@ -128,7 +130,14 @@ class Outbound:
             try:
                 location = response.headers.get("Location") if response.status in _REDIRECTS else None
                 if location is None:
-                    yield Download(response, str(target), until=until, idle_s=idle_s, max_bytes=max_bytes)
+                    yield Download(
+                        response,
+                        str(target),
+                        until=until,
+                        idle_s=idle_s,
+                        max_bytes=max_bytes,
+                        least_bytes_s=least_bytes_s,
+                    )
                     return
             finally:
                 response.close()
@@ -179,7 +188,14 @@ class Download:
     """An answer whose body is still to come. `length` and `content_type` are None when they are not said."""
 
     def __init__(
-        self, response: aiohttp.ClientResponse, url: str, *, until: float, idle_s: float, max_bytes: int
+        self,
+        response: aiohttp.ClientResponse,
+        url: str,
+        *,
+        until: float,
+        idle_s: float,
+        max_bytes: int,
+        least_bytes_s: float,
     ) -> None:
         self.status = response.status
         self.headers: Mapping[str, str] = _storable(response.headers)
@@ -191,6 +207,7 @@ class Download:
         self._until = until
         self._idle_s = idle_s
         self._max_bytes = max_bytes
+        self._least_bytes_s = least_bytes_s
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """
@@ -198,21 +215,26 @@ class Download:
 
         Raises:
             TooMuch: It is longer than allowed; known from its declared length before the first piece.
-            Unreachable: It ends before its time, does not come in time, or cannot be unpacked.
+            Unreachable: It ends before its time, does not come in time or too slowly, or cannot be unpacked.
         """
         if self._packed not in _UNPACKED:
             raise Unreachable(f"{shown(self._url)} packs its answer, though asked not to.")
         self._still_fits(self.length or 0)
-        taken = 0
+        taken, began = 0, asyncio.get_running_loop().time()
         while piece := await self._next():
             taken += len(piece)
             self._still_fits(taken)
+            self._still_flows(taken, asyncio.get_running_loop().time() - began)
             yield piece
             await asyncio.sleep(0)  # what was packed well is unpacked in one go otherwise, while all else waits
 
     def _still_fits(self, count: int) -> None:
         if count > self._max_bytes:
             raise TooMuch(f"{shown(self._url)} has more than {self._max_bytes} bytes.")
+
+    def _still_flows(self, count: int, seconds: float) -> None:
+        if seconds > self._idle_s and count < self._least_bytes_s * seconds:
+            raise Unreachable(f"{shown(self._url)} sends less than {self._least_bytes_s:g} bytes a second.")
 
     async def _next(self) -> bytes:
         idle_until = asyncio.get_running_loop().time() + self._idle_s

@@ -60,11 +60,14 @@ def get(
     total_s: float = ENOUGH_S,
     idle_s: float = ENOUGH_S,
     max_bytes: int = 100_000,
+    least_bytes_s: float = 0.0,
     **changes: Any,
 ) -> tuple[int, bytes]:
     async def fetch(client: Outbound) -> tuple[int, bytes]:
         taken = bytearray()
-        async with client.get(url, total_s=total_s, idle_s=idle_s, max_bytes=max_bytes) as download:
+        async with client.get(
+            url, total_s=total_s, idle_s=idle_s, max_bytes=max_bytes, least_bytes_s=least_bytes_s
+        ) as download:
             async for piece in download.pieces():
                 taken += piece
         return download.status, bytes(taken)
@@ -367,6 +370,14 @@ def test_no_body_is_taken_that_is_not_whole_or_too_much(
             answer = post(server.url, total_s=QUIET_S, answer_bytes=100)
             assert answer.status == 200
             assert len(answer.body) <= 100
+
+
+def test_a_body_that_drips_is_given_up_long_before_all_time_is_over() -> None:
+    """A few servers that send a byte now and then would hold every place that there is for downloads."""
+    with wire(drips(OK + b"\r\n", b"x")) as server, pytest.raises(Unreachable, match="less than 1000 bytes a second"):
+        get(server.url, idle_s=QUIET_S, least_bytes_s=1000.0)
+    with wire(says(200, bytes(50_000))) as server:
+        assert get(server.url, idle_s=QUIET_S, least_bytes_s=1000.0) == (200, bytes(50_000))
 
 
 def test_an_answer_is_kept_as_far_as_it_is_wanted() -> None:

@@ -40,6 +40,7 @@ AT_ONCE = 8
 MAX_BYTES = 2 * 1024**3
 DOWNLOAD_S = 900.0
 IDLE_S = 30.0
+LEAST_BYTES_S = 4096.0
 PUT_S = 600.0
 LEASE_S = DOWNLOAD_S + PUT_S + 60.0
 """Longer than a file can take. A dead worker is noticed within seconds, a stuck one then."""
@@ -192,7 +193,7 @@ class Archiver:
         digest = hashlib.sha256()
         head = b""
         async with self._outbound.get(
-            one.source_url, total_s=DOWNLOAD_S, idle_s=IDLE_S, max_bytes=MAX_BYTES
+            one.source_url, total_s=DOWNLOAD_S, idle_s=IDLE_S, max_bytes=MAX_BYTES, least_bytes_s=LEAST_BYTES_S
         ) as download:
             if download.status != 200:
                 raise _Failed(f"Its server answers {download.status}.", gone=download.status in GONE)
