@@ -1,4 +1,8 @@
-"""The description as it is read: by programs at /openapi.json, by people at /docs. Neither needs a key."""
+"""
+What is read about this product: by programs at /openapi.json, by people at /docs. Neither needs a key.
+
+Below /docs are the pages for those who run it.
+"""
 
 import hashlib
 import json
@@ -12,7 +16,8 @@ from flask import Blueprint, Flask, Response, current_app, render_template, requ
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
-from pipeline.web.openapi import document, words
+from pipeline.errors import UnknownPath
+from pipeline.web.openapi import document, guides, words
 
 bp = Blueprint("openapi", __name__, template_folder="templates")
 
@@ -35,11 +40,16 @@ def openapi() -> ResponseReturnValue:
 @bp.get("/docs")
 def docs() -> ResponseReturnValue:
     """Give the same as a page: made here, without a script, without anything from elsewhere."""
-    answer = _cacheable(_pages().html, "text/html; charset=utf-8")
-    answer.headers["Content-Security-Policy"] = POLICY
-    answer.headers["X-Content-Type-Options"] = "nosniff"
-    answer.headers["Referrer-Policy"] = "no-referrer"
-    return answer
+    return _page(_pages().html)
+
+
+@bp.get("/docs/<name>")
+def guide(name: str) -> ResponseReturnValue:
+    """Give one of the pages for those who run this."""
+    known = guides.everything()
+    if name not in known:
+        raise UnknownPath
+    return _page(render_template("guide.html", guide=known[name], guides=known.values(), style=_style()))
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,21 @@ def _made(app: Flask) -> _Pages:
     """Made at the first request, and the same until the process ends: the code does not change under it."""
     described: dict[str, Any] = document.build(app)
     order = [(path, method) for path, method, *_ in document.calls(app)]
-    style = Markup(STYLE)  # noqa: S704  # a file of ours
-    html = render_template("docs.html", document=described, order=order, style=style, words=words)
+    known = guides.everything().values()
+    html = render_template("docs.html", document=described, order=order, style=_style(), words=words, guides=known)
     return _Pages(json.dumps(described, ensure_ascii=False), html)
+
+
+def _style() -> Markup:
+    return Markup(STYLE)  # noqa: S704  # a file of ours
+
+
+def _page(html: str) -> Response:
+    answer = _cacheable(html, "text/html; charset=utf-8")
+    answer.headers["Content-Security-Policy"] = POLICY
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    answer.headers["Referrer-Policy"] = "no-referrer"
+    return answer
 
 
 def _cacheable(text: str, content_type: str) -> Response:
