@@ -9,7 +9,8 @@ two cannot share a mistake (`pipeline.signatures` is the exception: it has the d
     python -m pipeline.sandbox --port 0          the same from a shell
 
 Where things are: `faults` what goes wrong and how often; `provider` tasks, ledger and balance; `submission` and
-`routes` the documented API; `downloads` the files; `webhooks` the deliveries; `control` the `/_sandbox` routes.
+`routes` the documented API; `downloads` the files; `webhooks` the deliveries; `control` the `/_sandbox` routes;
+`receiver` one who is told by the pipeline.
 """
 
 from pipeline.sandbox.faults import BadFault, Faults

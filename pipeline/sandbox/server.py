@@ -11,6 +11,7 @@ from pipeline.sandbox.control import Control
 from pipeline.sandbox.downloads import Downloads
 from pipeline.sandbox.faults import Faults
 from pipeline.sandbox.provider import Provider
+from pipeline.sandbox.receiver import Receiver
 from pipeline.sandbox.routes import Routes
 
 MAX_BODY = 16 * 1024 * 1024
@@ -51,6 +52,7 @@ def serve(
     app = web.Application(client_max_size=MAX_BODY)
     app.add_routes(Downloads(provider).table())
     app.add_routes(Control(provider).table())
+    app.add_routes(Receiver().table())
     app.add_routes(Routes(provider, api_key=api_key, public_url=public_url).table())
     with suppress(KeyboardInterrupt):
         asyncio.run(_run(app, provider, host, port, on_ready))
