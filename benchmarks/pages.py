@@ -147,16 +147,16 @@ def leave_behind(url: str) -> None:
     """Store what the jobs left, and a month of minutes."""
     began = time.monotonic()
     with psycopg.connect(url, autocommit=True) as connection:
-        bounds = connection.execute("""
+        bounds = connection.execute(
+            """
             SELECT id FROM (SELECT id, row_number() OVER (ORDER BY id) AS n FROM pipeline.jobs) j WHERE n %% 50000 = 1
-        """.replace("%%", "%")).fetchall()
+        """.replace("%%", "%")
+        ).fetchall()
         edges = [row[0] for row in bounds] + [UUID(int=2**128 - 1)]
         for first, last in zip(edges, edges[1:], strict=False):
             connection.execute(psycopg.ClientCursor(connection).mogrify(REST, {"first": first, "last": last}))
         measures = ["accepted", "completed", "failed", "webhook", "poll", "list", *(f"m{n}" for n in range(24))]
-        connection.execute(
-            psycopg.ClientCursor(connection).mogrify(MINUTES, {"days": 30, "measures": measures})
-        )
+        connection.execute(psycopg.ClientCursor(connection).mogrify(MINUTES, {"days": 30, "measures": measures}))
         connection.execute("VACUUM (ANALYZE)")
     print(f"left behind in {time.monotonic() - began:.0f} s")
 

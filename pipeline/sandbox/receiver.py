@@ -1,7 +1,7 @@
 """
 Where a caller of the pipeline would be told: it takes whatever comes, and shows it. It imitates nothing of the provider.
 
-`POST /_sandbox/receiver` answers 204, `GET` gives the newest, so that somebody hears the notifications in development.
+`POST /_sandbox/receiver` answers 204, `GET` gives the newest: in development somebody hears the notifications.
 """
 
 from collections import deque
