@@ -37,14 +37,14 @@ CERTIFICATE = Path(__file__).with_name("shop.test.pem")
 Ail = Callable[..., dict[str, Finding]]
 
 
-def deployment(formation: dict[str, int] | None = None, **environ: str) -> Deployment:
+def deployment(environ: dict[str, str] | None = None, **formation: int) -> Deployment:
     """Give this checkout's Procfile in an environment."""
-    return Deployment(procfile.read(), environ, formation or {})
+    return Deployment(procfile.read(), environ or {}, formation)
 
 
 def ailing(rt: Runtime, **environ: str) -> dict[str, Finding]:
     """What is not in order, by its code: each says what is the matter, and what to do."""
-    found = list(examine(rt, deployment(**environ)))
+    found = list(examine(rt, deployment(environ)))
     assert {finding.code for finding in found if finding.level == Level.OK} <= {"ok"}
     wrong = {finding.code: finding for finding in found if finding.level != Level.OK}
     assert all(finding.words and finding.todo for finding in wrong.values())
@@ -236,12 +236,17 @@ def test_a_clock_that_differs_from_the_providers_is_named(
 # Our own address
 
 
+def always(answer: Message) -> Front:
+    """Whatever is asked."""
+    return Front(answer=lambda _: answer)
+
+
 def test_an_address_that_leads_to_another_app_is_named(sound: Callable[..., Runtime]) -> None:
     """It answers, and knows nothing of us."""
     pages = {404: b"<html>No such page</html>", 200: b'{"size": 3, "sha256": "", "signature": "\\u00fc"}', 403: b""}
     for status, body in pages.items():
         page = Message({"Content-Type": "text/html; charset=utf-8"}, body, status)
-        with fronting(Front(answer=lambda _, page=page: page)) as url:
+        with fronting(always(page)) as url:
             wrong = ailing(sound(public_url=url))
         assert wrong.keys() == {"public_url_elsewhere"}
         assert f"HTTP {status}, text/html" in wrong["public_url_elsewhere"].words
@@ -257,7 +262,7 @@ def test_an_address_that_redirects_is_named_with_the_right_one(sound: Callable[.
     assert front.seen == [PATH]
     for location in ("/elsewhere/", "", "https://[broken"):
         moved = Message({"Location": location}, b"", 302)
-        with fronting(Front(answer=lambda _, moved=moved: moved)) as url:
+        with fronting(always(moved)) as url:
             assert ailing(sound(public_url=url)).keys() == {"public_url_redirects"}
 
 
@@ -297,7 +302,7 @@ def test_an_address_that_leads_to_another_installation_is_named(
 def test_an_address_without_a_name_a_server_or_a_certificate_is_named(sound: Callable[..., Runtime]) -> None:
     """What may be only our own view of it is a warning."""
     assert ailing(sound(public_url="http://127.0.0.1:1")).keys() == {"public_url_silent"}
-    with fronting(Front(answer=lambda _: Message({}, b"no web process", 503))) as url:
+    with fronting(always(Message({}, b"no web process", 503))) as url:
         assert ailing(sound(public_url=url)).keys() == {"public_url_silent"}
     assert ailing(sound(public_url="https://nobody.invalid"))["public_url_broken"].level == Level.FAIL
     with self_signed() as url:
@@ -373,7 +378,7 @@ def test_a_procfile_that_cannot_do_the_work_is_named(sound: Callable[..., Runtim
     mute = {"web": lines["web"], "worker": lines["worker"].replace("-Q pipeline", "-Q celery")}
     codes = {finding.code for finding in examine(sound(), Deployment(mute))}
     assert {"no_release", "wrong_queue"} <= codes
-    assert "no_workers" in {finding.code for finding in examine(sound(), deployment({"worker": 0}))}
+    assert "no_workers" in {finding.code for finding in examine(sound(), deployment(worker=0))}
 
 
 @pytest.mark.parametrize(

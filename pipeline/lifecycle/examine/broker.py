@@ -65,7 +65,7 @@ def judge(url: str, seen: Seen) -> Iterator[Finding]:
 def _keeping(seen: Seen) -> Iterator[Finding]:
     if seen.eviction and seen.eviction.startswith("allkeys"):  # the others touch nothing that has no time to live
         words = f"when full it throws messages away ({seen.eviction}): wake-up calls, which costs time, and jobs that"
-        todo = "set maxmemory-policy to noeviction (on Heroku: heroku redis:maxmemory --policy noeviction)"
+        todo = "set maxmemory-policy to noeviction (heroku redis:maxmemory NAME --policy noeviction)"
         yield warn("eviction", "broker_evicts", f"{words} other apps hand in by Celery, which are lost", todo)
     elif seen.eviction:
         yield ok("eviction", f"{seen.eviction}: no message is thrown away")
