@@ -5,8 +5,8 @@ How much memory each of the Procfile's processes takes under load: whether they 
 
 The whole stack as `pipeline dev` runs it, default concurrency, files archived and callers told. The jobs come in two
 batches and one by one, each one by one waits for its end (`Prefer: wait`), lists are read meanwhile. Memory is read
-from /proc/PID/smaps_rollup five times a second: RSS counts what processes share for each of them, PSS divides it.
-The exit status is 1 when a line of the Procfile, with all its children, comes to 300 MB of RSS.
+from /proc/PID/smaps_rollup five times a second: RSS counts what processes share for each of them; PSS once, as a dyno
+does. The exit status is 1 when a line of the Procfile, with all its children, comes to 300 MB of PSS.
 """
 
 import argparse
@@ -56,7 +56,6 @@ class Memory:
         self._running = running
         self.at_rest = self._look()
         self.most: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self.processes: dict[str, int] = defaultdict(int)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample)
 
@@ -96,9 +95,8 @@ def call(running: RunningStack, path: str, body: bytes | None = None, **headers:
     headers |= {"Authorization": f"Bearer {running.api_key}", "Idempotency-Key": str(uuid4())}
     while True:
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(running.url + path, body, headers), timeout=60
-            ) as answer:
+            request = urllib.request.Request(running.url + path, body, headers)
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 answer.read()
                 return
         except HTTPError as error:
@@ -157,7 +155,7 @@ def main() -> None:
     for name in LINES:
         rss, pss = memory.most[name]
         print(f"{name:8} {processes[name]:9} {memory.at_rest[name][0]:12.0f} {rss:10.0f} {pss:10.0f}")
-    sys.exit(1 if max(rss for rss, _ in memory.most.values()) >= MOST_MB else 0)
+    sys.exit(1 if max(pss for _, pss in memory.most.values()) >= MOST_MB else 0)
 
 
 if __name__ == "__main__":

@@ -37,10 +37,13 @@ def examine(rt: Runtime, deployment: Deployment | None = None) -> Iterator[Findi
         yield database.unreachable(error)
     yield from broker.broker(rt)
     yield from provider.provider(rt, usable=usable)
-    yield from address.address(rt, usable=usable)
     yield files.archive(rt)
-    if usable:
-        yield from files.outputs(rt)
-        yield work.models(rt)
-        yield work.screen(rt)
-        yield from work.work(rt)
+    try:
+        yield from address.address(rt, usable=usable)
+        if usable:
+            yield from files.outputs(rt)
+            yield work.models(rt)
+            yield work.screen(rt)
+            yield from work.work(rt)
+    except Unavailable as error:  # it has just gone, or takes no writes
+        yield database.unreachable(error)
