@@ -64,7 +64,7 @@ def test_the_button_makes_an_app_that_fits_its_plans() -> None:
     threads = deployed.number("web", "--blocking-threads", default=0) + OTHER_THREADS
     assert deployed.processes("web") * threads <= DYNO_THREADS
     assert environ["REMAP_SIGTERM"] == "SIGQUIT"
-    of_others = {"WEB_CONCURRENCY", "REMAP_SIGTERM", "SECRET_KEY", "DASHBOARD_PASSWORD"}
+    of_others = {"WEB_CONCURRENCY", "REMAP_SIGTERM"}
     ours = {name.upper() for name in Settings.model_fields}
     assert {name for name in made["env"] if not name.startswith("AWS_")} <= ours | of_others
     assert load({"DATABASE_URL": "postgres://a@b/c", **environ}).web_threads == 96

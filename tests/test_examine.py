@@ -56,8 +56,12 @@ def sound(make_rt: Callable[..., Runtime], rt: Runtime, web: str, valkey: Server
     """Make a runtime of a sound installation, or one whose settings differ: a worker is heard, and somebody sweeps."""
     with rt.db.transaction() as tx:
         catalogue.keep(tx, [Offer(MODEL)])
-    execute(rt, "UPDATE account SET swept_at = clock_timestamp()")
-    execute(rt, "INSERT INTO workers (id, host, pid) VALUES (gen_random_uuid(), 'elsewhere', 1)")
+    execute(rt, "UPDATE account SET swept_at = now() + interval '1 h'")  # on a busy machine, too, all is recent
+    execute(
+        rt,
+        "INSERT INTO workers (id, host, pid, beat_at)"
+        " VALUES (gen_random_uuid(), 'elsewhere', 1, now() + interval '1 h')",
+    )
     return lambda **changes: make_rt(**{"broker_url": valkey.url, **changes})
 
 

@@ -70,9 +70,7 @@ def _threads(deployment: Deployment, name: str) -> Iterator[Finding]:
     processes = deployment.processes(name)
     total = processes * (each + OTHER_THREADS)
     if total > DYNO_THREADS:
-        words = (
-            f"{processes} web processes of {each} threads are some {total} together; a small dyno allows {DYNO_THREADS}"
-        )
+        words = f"web takes some {total} threads ({processes} x {each} and its own); a small dyno allows {DYNO_THREADS}"
         fit = DYNO_THREADS // processes - OTHER_THREADS
         todo = f"heroku config:set WEB_THREADS={fit}, or take a larger dyno" if fit >= 10 else "lower WEB_CONCURRENCY"
         yield warn("procfile", "too_many_threads", words, todo)
@@ -84,5 +82,5 @@ def _remapped(rt: Runtime, deployment: Deployment) -> Iterator[Finding]:
         words = f"REMAP_SIGTERM is {name[:40]}, which is no signal: Celery does not start"
         yield fail("procfile", "no_such_signal", words, "set REMAP_SIGTERM=SIGQUIT, or unset it")
     elif rt.settings.dyno and name != "SIGQUIT":
-        words = "REMAP_SIGTERM is not SIGQUIT: a child of Celery's that is just born dies of the dyno's SIGTERM"
+        words = "REMAP_SIGTERM is not SIGQUIT: these workers stop in order all the same, any other of Celery's does not"
         yield warn("procfile", "sigterm_not_remapped", words, "heroku config:set REMAP_SIGTERM=SIGQUIT")
