@@ -13,6 +13,9 @@ that, by their sources, and what is done about it here:
 * A child that leaves before its parent has closed the pool is replaced; the substitute never hears the signal. So it
   waits for the parent's word, and a substitute begins nothing.
 * Children are killed when their parent is gone. So they leave first.
+* With REMAP_SIGTERM=SIGQUIT, as users of Celery on Heroku set it, SIGTERM means a cold shutdown to the parent: it
+  cancels its tasks, exits with 1 and waits for nobody, us included. So the parent's handler is ours, the same either
+  way. (What the variable is for, children that outlive the platform's SIGTERM, ours do anyhow.)
 """
 
 import os
@@ -22,7 +25,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from celery import signals
+from celery import bootsteps, signals
+from celery.worker import state
 
 from pipeline import telemetry
 from pipeline.worker import Worker
@@ -49,9 +53,23 @@ class Host:
         self._leaving = False  # inherited by a fork, too
         signals.celeryd_after_setup.connect(self._begin, weak=False)
         signals.worker_process_init.connect(self._begin_in_a_child, weak=False)
-        signals.worker_shutting_down.connect(self._leave, weak=False)
+        signals.worker_shutting_down.connect(self._leave, weak=False)  # SIGINT, SIGQUIT: Celery's own handlers say so
         signals.worker_shutdown.connect(self._stop, weak=False)
         signals.worker_process_shutdown.connect(self._stop, weak=False)
+
+    def take_sigterm(self) -> type[Any]:
+        """A step of Celery's worker, which it takes once its own handlers are there: SIGTERM is ours from then on."""
+        leave = self._leave
+
+        class TakeSigterm(bootsteps.StartStopStep):  # type: ignore[misc]  # it has no types
+            def start(self, parent: Any) -> None:
+                def stop(*_: Any) -> None:
+                    state.should_stop = 0  # Celery's warm shutdown, and its exit status
+                    leave()
+
+                signal.signal(signal.SIGTERM, stop)
+
+        return TakeSigterm
 
     def worker(self) -> Worker:
         """Give this process's worker; it begins by itself, as soon as the database is there."""

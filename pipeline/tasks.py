@@ -15,6 +15,7 @@ from celery.exceptions import Reject
 from pipeline import settings, telemetry
 from pipeline.broker import make_celery
 from pipeline.consumer import Consumer
+from pipeline.deployment import WORKER_POOL
 from pipeline.errors import ConfigError, FieldError, PipelineError, Unavailable
 from pipeline.hosting import Host
 from pipeline.lifecycle import messages
@@ -39,10 +40,11 @@ def worker() -> Worker:
 
 
 def _runtime() -> Runtime:
-    return Runtime(_settings, Database(_settings.database_url, name="worker"))
+    return Runtime(_settings, Database(_settings.database_url, name="worker", pool_size=WORKER_POOL))
 
 
 _host = Host(lambda: Worker(_runtime()))
+celery.steps["worker"].add(_host.take_sigterm())
 
 
 @celery.task(name="pipeline.admit")

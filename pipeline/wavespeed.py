@@ -81,6 +81,14 @@ class Bill:
     created_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the account has left, and the provider's clock, to the second."""
+
+    usd: float
+    server_time: datetime | None
+
+
 class WaveSpeed:
     """
     A client for one account. Bound to the event loop it is first used on.
@@ -158,11 +166,15 @@ class WaveSpeed:
 
     async def balance(self) -> float:
         """The account's balance in USD; also the cheapest way to try the key."""
+        return (await self.standing()).usd
+
+    async def standing(self) -> Standing:
+        """The balance, and what time it is there."""
         answer = await self._call("GET", "/balance")
         balance = answer.data.get("balance") if isinstance(answer.data, dict) else None
         if isinstance(balance, bool) or not isinstance(balance, int | float):
             raise Transient("The answer to the balance has no number.", http_status=answer.status)
-        return float(balance)
+        return Standing(float(balance), answer.server_time)
 
     async def models(self) -> Sequence[Offer]:
         """

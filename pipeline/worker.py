@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from pipeline import telemetry
 from pipeline.broker import SWEEP_S
+from pipeline.deployment import HEARTBEAT_POOL
 from pipeline.errors import Unavailable
 from pipeline.lifecycle.account import Prober, SecretKeeper
 from pipeline.lifecycle.admit import Admitter
@@ -72,9 +73,8 @@ class Worker:
         }
         self._duties = {name: Duty(name, look) for name, look in looks.items()}
         self._heart = Duty("heartbeat", self._beat)
-        # Its own connection: a pool that is busy must not make this process look dead.
         url = self.rt.settings.database_url
-        self._heart_db = Database(url, name="heartbeat", pool_size=1, patience_s=HEARTBEAT_PATIENCE_S)
+        self._heart_db = Database(url, name="heartbeat", pool_size=HEARTBEAT_POOL, patience_s=HEARTBEAT_PATIENCE_S)
         self._stop = threading.Lock()
         self._stopped = False
 

@@ -38,16 +38,33 @@ def test_a_sound_installation_is_found_sound(rt: Runtime, web: str, doctor: Doct
     """Every line ok, and exit status 0: for a script, and for a person."""
     with rt.db.transaction() as tx:
         catalogue.keep(tx, [Offer(MODEL)])
-    execute(rt, "UPDATE account SET swept_at = clock_timestamp()")
+    execute(rt, "UPDATE account SET swept_at = now() + interval '1 h'")  # on a busy machine, too, all is recent
+    execute(
+        rt,
+        "INSERT INTO workers (id, host, pid, beat_at)"
+        " VALUES (gen_random_uuid(), 'elsewhere', 1, now() + interval '1 h')",
+    )
     done = doctor("--json")
     assert set(levels(done).values()) == {"ok"}, done.stdout
+    assert {(finding["code"], finding["todo"]) for finding in json.loads(done.stdout)["findings"]} == {("ok", None)}
     assert set(levels(done)) == {
-        *("settings", "database", "schema", "broker", "provider", "webhooks", "archive", "outputs"),
-        *("models", "screen", "account", "sweep"),
+        *("settings", "procfile", "database", "db clock", "connections", "schema", "broker", "eviction", "queue"),
+        *("provider", "clock", "secret", "webhooks", "archive", "outputs", "models", "screen"),
+        *("account", "workers", "sweep"),
     }
-    shown = doctor().stdout
-    assert shown.count("ok") >= 12
+    shown = doctor("--formation", "web=2,worker=3").stdout
+    assert shown.count("ok") >= 20
     assert "the balance is" in shown
+    assert "at most 48 (release 1, web 20 in 2 processes, worker 27 in 3 processes)" in shown
+    assert "→" not in shown
+
+
+def test_a_formation_that_nobody_can_read_is_wrong_usage(doctor: Doctor) -> None:
+    """Rather than a sum that is not theirs."""
+    for text in ("web=many", "web:2", "clock=1"):
+        done = doctor("--formation", text)
+        assert done.returncode != 0
+        assert "web=2,worker=3" in done.stderr
 
 
 def test_what_is_wrong_is_named_with_what_to_do(rt: Runtime, sandbox: Sandbox, doctor: Doctor) -> None:
@@ -59,10 +76,11 @@ def test_what_is_wrong_is_named_with_what_to_do(rt: Runtime, sandbox: Sandbox, d
     done = doctor("--json", BROKER_URL="redis://127.0.0.1:1/0", PUBLIC_URL="")
     found = levels(done)
     assert {what for what, level in found.items() if level == "fail"} == {"broker", "provider", "account"}
-    assert {what for what, level in found.items() if level == "warn"} == {"webhooks", "models", "sweep"}
+    assert {what for what, level in found.items() if level == "warn"} == {"webhooks", "models", "workers", "sweep"}
     assert "DEFAULT_MODEL (openai/dall-e-2) is not in the provider's catalogue" in done.stdout
     assert "openai/dall-e-3" in done.stdout
     assert done.returncode == 1
+    assert "→ start `worker`" in doctor(PUBLIC_URL="").stdout
 
 
 def test_a_receiver_that_is_switched_off_is_said(rt: Runtime, doctor: Doctor) -> None:
@@ -75,9 +93,9 @@ def test_a_receiver_that_is_switched_off_is_said(rt: Runtime, doctor: Doctor) ->
 
 def test_settings_and_a_database_that_are_not_there_are_a_finding_each(doctor: Doctor) -> None:
     """A doctor that falls ill himself helps nobody."""
-    done = doctor("--json", DEADLINE_S="soon")
+    done = doctor("--json", DEADLINE_S="soon", DATABASE_URL="", WAVESPEED_LEVEL="iron")
     assert (levels(done), done.returncode) == ({"settings": "fail"}, 1)
-    assert "DEADLINE_S" in done.stdout
+    assert all(name in done.stdout for name in ("DEADLINE_S", "DATABASE_URL", "WAVESPEED_LEVEL"))
     gone = doctor("--json", DATABASE_URL="postgres://nobody:a-password@127.0.0.1:1/none")
     found = levels(gone)
     assert (found["database"], found["broker"]) == ("fail", "ok")

@@ -1,6 +1,7 @@
 """The deploy drill, as an operator runs it: `pipeline doctor --deploy-drill`."""
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -12,15 +13,17 @@ from pipeline.embedded import procfile
 pytestmark = pytest.mark.xdist_group("stack")
 
 
-def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+def doctor(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run `pipeline doctor` to its end."""
     argv = [sys.executable, "-m", "pipeline", "doctor", *arguments]
-    return subprocess.run(argv, cwd=procfile.PROCFILE.parent, capture_output=True, text=True, check=False)
+    env = {**os.environ, **environ}
+    return subprocess.run(argv, cwd=procfile.PROCFILE.parent, env=env, capture_output=True, text=True, check=False)
 
 
-def drill(pool: str, *arguments: str) -> dict[str, Any]:
+def drill(pool: str, *arguments: str, **environ: str) -> dict[str, Any]:
     """Run a short drill."""
-    process = doctor("--deploy-drill", "--pool", pool, "--jobs", "30", "--answer-s", "2", "--json", *arguments)
+    words = ("--deploy-drill", "--pool", pool, "--jobs", "30", "--answer-s", "2", "--json", *arguments)
+    process = doctor(*words, **environ)
     assert process.stdout, process.stderr
     report: dict[str, Any] = json.loads(process.stdout)
     assert process.returncode == (1 if report["breaches"] else 0)
@@ -44,3 +47,10 @@ def test_a_deployment_under_load_loses_nothing_and_pays_for_nothing_twice(pool: 
 
     assert_harmless(report)
     assert report["processes"] == (6 if pool == "prefork" else 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_nor_does_one_where_sigterm_is_remapped(pool: str) -> None:
+    """Celery's cold shutdown, which Heroku's users of Celery ask for so, would wait for no answer."""
+    assert_harmless(drill(pool, REMAP_SIGTERM="SIGQUIT"))

@@ -9,17 +9,19 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from celery import Celery
 from kombu.connection import Connection
 
+from pipeline.broker import QUEUE
 from pipeline.embedded import procfile
 from pipeline.embedded.ports import hold
 from pipeline.embedded.processes import Process, Program, wait_until
 from pipeline.jobs import State
+from pipeline.lifecycle.examine import broker as examination
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from tests.conftest import Caller
@@ -176,6 +178,21 @@ def test_another_app_on_the_broker_enqueues_by_name(
 def test_a_deployment_under_load_loses_nothing_and_pays_for_nothing_twice(pool: str, broker: Broker) -> None:
     """Messages of processes that leave go back to their queue, whatever the broker is."""
     assert_harmless(drill(pool, "--broker-url", broker.url))
+
+
+def test_the_doctor_knows_it_and_does_not_wait_for_it(broker: Broker, make_rt: Callable[..., Runtime]) -> None:
+    """Before the first worker has made the queue, with messages in it, and while it says nothing."""
+    rt = make_rt(broker_url=broker.url)
+    with Connection(broker.url) as connection:  # type: ignore[no-untyped-call]
+        channel = connection.channel()
+        channel.queue_delete(QUEUE)
+        assert [finding.words for finding in examination.broker(rt)][1:] == ["0 messages wait in `pipeline`"]
+        channel.queue_declare(QUEUE, durable=True, auto_delete=False)
+        channel.basic_publish(channel.prepare_message("{}", content_encoding="utf-8"), routing_key=QUEUE)
+        until(lambda: "1 messages" in [*examination.broker(rt)][-1].words)
+        channel.queue_purge(QUEUE)
+    with broker.silent():
+        assert [finding.code for finding in examination.broker(rt)] == ["broker_unreachable"]
 
 
 def catches(pid: int, number: signal.Signals) -> bool:

@@ -118,13 +118,21 @@ def locked(rt: Runtime) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("remapped", [{}, {"REMAP_SIGTERM": "SIGQUIT"}], ids=["as it is", "remapped"])
 @pytest.mark.parametrize("kind", POOL_KINDS)
 def test_a_second_sigterm_cuts_no_answer_off(
-    kind: str, rt: Runtime, env: dict[str, str], caller: Caller, sandbox: Sandbox, tmp_path: Path
+    kind: str,
+    remapped: dict[str, str],
+    rt: Runtime,
+    env: dict[str, str],
+    caller: Caller,
+    sandbox: Sandbox,
+    tmp_path: Path,
 ) -> None:
-    """A platform may ask twice, and a shell passes on what the kernel has sent already."""
+    """A platform may ask twice, a shell passes on what the kernel has sent already, and Celery is told of neither."""
     sandbox.faults(latency_s=2, generation_s=60)
     jobs = many(rt, caller, 8)
+    env |= remapped
     with running("worker", env, tmp_path, POOLS[kind]) as worker:
         until(lambda: len(sandbox.ledger()) == 8, 60.0)
         worker.sigterm()

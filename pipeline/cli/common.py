@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pipeline import telemetry
 from pipeline.cli import at_the_end
+from pipeline.deployment import COMMAND_POOL
 from pipeline.errors import InvalidInput, UnknownJob
 from pipeline.nudges import Nudger
 from pipeline.runtime import Runtime, from_environment
@@ -38,7 +39,7 @@ Rotate = Annotated[bool, typer.Option("--rotate", help="Make a new one; the form
 
 def runtime(name: str = "cli") -> Runtime:
     """Equip this process; only errors are logged, unless it is to work."""
-    rt = from_environment(name, pool_size=4)
+    rt = from_environment(name, pool_size=COMMAND_POOL)
     if isinstance(rt.nudge, Nudger):
         at_the_end.callback(rt.nudge.flush, NUDGES_S)
     telemetry.configure(rt.settings.log_level if name == "sweep" else "error")

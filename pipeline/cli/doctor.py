@@ -1,6 +1,7 @@
 """`pipeline doctor`: is this fit for its work? The environment is examined; or, in a drill, a deployment."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,8 +12,10 @@ import typer
 from rich.text import Text
 
 from pipeline.cli.common import out, plain, runtime
+from pipeline.deployment import Deployment, formation
+from pipeline.embedded import procfile
 from pipeline.errors import ConfigError
-from pipeline.lifecycle.examine import Finding, Level, examine
+from pipeline.lifecycle.examine import Finding, Level, examine, fail
 
 
 class Pool(StrEnum):
@@ -24,6 +27,10 @@ class Pool(StrEnum):
 
 def doctor(
     *,
+    formation_: Annotated[
+        str,
+        typer.Option("--formation", help="How many of each line of the Procfile run: web=2,worker=3; one by default."),
+    ] = "",
     deploy_drill: Annotated[
         bool,
         typer.Option(
@@ -44,10 +51,11 @@ def doctor(
     """
     Examine the installation. Exit status 1 when something is not as it should be.
 
-    Settings, database, broker, provider, webhooks, models, and whether anybody sweeps: each ok, warn or fail.
+    Settings, Procfile, database, connections, broker, provider, clocks, webhooks, archive, models, workers: each ok,
+    warn or fail, with what to do. A signed ping goes out through PUBLIC_URL, and must come back in.
     """
     if not deploy_drill:
-        sys.exit(_examine(as_json=json_))
+        sys.exit(_examine(formation_, as_json=json_))
     try:
         from pipeline.embedded import drill  # noqa: PLC0415  # needs the extras `embedded` and `sandbox`
         from pipeline.embedded.supervisor import Stopped, StopSignals  # noqa: PLC0415
@@ -67,26 +75,34 @@ def doctor(
     sys.exit(1 if report.breaches else 0)
 
 
-def _examine(*, as_json: bool) -> int:
+def _examine(asked: str, *, as_json: bool) -> int:
     found = []
-    for finding in _findings():
+    for finding in _findings(asked):
         found.append(finding)
         if not as_json:
             mark = Text(f"{finding.level:>6}  ", _STYLES[finding.level])
-            out.print(mark.append(f"{finding.what:10}", "default").append(plain(finding.words)))
+            out.print(mark.append(f"{finding.what:13}", "default").append(plain(finding.words)))
+            if finding.todo:
+                out.print(Text(" " * 21 + "→ ").append(plain(finding.todo)))
     failed = any(finding.level == Level.FAIL for finding in found)
     if as_json:
         print(json.dumps({"fit": not failed, "findings": [asdict(finding) for finding in found]}))
     return 1 if failed else 0
 
 
-def _findings() -> Iterator[Finding]:
+def _findings(asked: str) -> Iterator[Finding]:
+    try:
+        lines = procfile.read()
+    except ConfigError:  # installed as a package: somebody else starts the processes
+        lines = {}
+    deployment = Deployment(lines, os.environ, formation(asked, lines), os.cpu_count() or 1)
     try:
         rt = runtime()
     except ConfigError as error:
-        yield Finding("settings", Level.FAIL, " ".join(error.detail.split()))
+        words = " ".join(error.detail.split())
+        yield fail("settings", "settings_wrong", words, "set them: heroku config:set, or your platform's way")
         return
-    yield from examine(rt)
+    yield from examine(rt, deployment)
 
 
 _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}

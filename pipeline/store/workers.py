@@ -32,6 +32,12 @@ def beat(tx: Connection, worker_id: UUID) -> float | None:
     return swept
 
 
+def alive(tx: Connection, *, dead_after_s: float) -> int:
+    """How many are heard."""
+    statement = text(f"SELECT count(*) FROM workers w WHERE NOT {DEAD}")
+    return int(tx.execute(statement, {"dead_after_s": dead_after_s}).scalar_one())
+
+
 def leave(tx: Connection, worker_id: UUID) -> None:
     """Stop being a worker: whatever this process still holds counts as abandoned from now on."""
     tx.execute(text("DELETE FROM workers WHERE id = :id"), {"id": worker_id})

@@ -2,14 +2,12 @@
 
 from flask import Flask
 
+from pipeline.deployment import WEB_POOL
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, from_environment
 from pipeline.web import api, callers, dashboard, health, metrics, problems, webhooks
 from pipeline.web.openapi import pages
 from pipeline.web.watcher import Watcher, places
-
-POOL_SIZE = 10
-"""Connections of one web process. Many threads share them: a request holds one for a millisecond."""
 
 PATIENCE_S = 5
 """How long a statement may take while a caller waits: with what it takes to notice, 503 comes within 16 s."""
@@ -19,7 +17,7 @@ def create_app(rt: Runtime | None = None) -> Flask:
     """The WSGI app, on *rt*, or on a runtime made from the environment."""
     app = Flask("pipeline", static_folder=None)
     try:
-        rt = rt or from_environment("web", pool_size=POOL_SIZE, patience_s=PATIENCE_S)
+        rt = rt or from_environment("web", pool_size=WEB_POOL, patience_s=PATIENCE_S)
         rt.hook  # noqa: B018 - loads it, so that a wrong one is found before the first prompt comes
     except ConfigError as error:
         raise SystemExit(f"pipeline: {error.detail}") from None  # the server would print a traceback

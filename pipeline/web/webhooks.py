@@ -1,13 +1,17 @@
 """The receiver: where the provider calls back. Nothing but the verdict happens in the request."""
 
 import re
+from dataclasses import asdict
 
-from flask import Blueprint, current_app, request
+from flask import Blueprint, current_app, jsonify, request
 from flask.typing import ResponseReturnValue
 
+from pipeline import pings
 from pipeline.errors import MalformedRequest
 from pipeline.lifecycle.hear import hear
 from pipeline.runtime import Runtime
+from pipeline.signatures import well_formed
+from pipeline.store import keys
 from pipeline.web import bodies
 
 bp = Blueprint("webhooks", __name__)
@@ -25,3 +29,15 @@ def receive(token: str) -> ResponseReturnValue:
     body = bodies.read(MAX_BODY_BYTES)  # the signature covers these bytes, not the JSON they spell
     hear(rt, token, dict(request.headers), body)
     return "", 204
+
+
+@bp.post(pings.PATH)
+def ping() -> ResponseReturnValue:
+    """Echo what `pipeline doctor` sends through our public address; 401 to everybody else. Nothing is stored."""
+    rt: Runtime = current_app.extensions["runtime"]
+    sent = dict(request.headers)
+    well_formed(sent)
+    body = bodies.read(pings.MAX_BODY_BYTES)
+    with rt.db.transaction() as tx:
+        secrets = keys.of(tx, None)
+    return jsonify(asdict(pings.answer(secrets, sent, body, now=rt.unix_time())))
