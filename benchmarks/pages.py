@@ -13,6 +13,7 @@ import html
 import re
 import statistics
 import time
+from itertools import pairwise
 from uuid import UUID
 
 import psycopg
@@ -20,6 +21,7 @@ from flask.testing import FlaskClient
 from lists import fill
 
 from pipeline.embedded import postgres
+from pipeline.measures import ACCEPTED, ATTEMPTS, ENDED, OUTCOMES, SETTLED, Latency, intervals
 from pipeline.runtime import Runtime
 from pipeline.settings import load
 from pipeline.store import schema, services
@@ -34,8 +36,8 @@ REST = """
     UPDATE jobs SET current_attempt = id, prediction_id = md5(id::text), submitted_at = created_at - interval '9 s',
         settled_by = 'webhook', attempts = 1
     WHERE state IN ('completed', 'failed') AND id >= %(first)s AND id < %(last)s;
-    INSERT INTO attempts (id, job_id, service_id, number, token, worker_id, started_at, ended_at, outcome, prediction_id,
-                          http_status)
+    INSERT INTO attempts (id, job_id, service_id, number, token, worker_id, started_at, ended_at, outcome,
+                          prediction_id, http_status)
     SELECT id, id, service_id, 1, md5('token' || id), id, created_at - interval '40 days', created_at, 'accepted',
            md5(id::text), 200
     FROM jobs WHERE state IN ('completed', 'failed', 'processing', 'unknown') AND id >= %(first)s AND id < %(last)s;
@@ -49,8 +51,8 @@ REST = """
            convert_to(jsonb_build_object('id', md5(id::text), 'status', 'completed', 'outputs',
                                          jsonb_build_array('https://cdn.example/1.png'))::text, 'UTF8')
     FROM jobs WHERE state IN ('completed', 'failed') AND id >= %(first)s AND id < %(last)s;
-    INSERT INTO assets (id, job_id, index, service_id, state, source_url, storage_key, sha256, bytes, content_type, width,
-                        height, stored_at, review)
+    INSERT INTO assets (id, job_id, index, service_id, state, source_url, storage_key, sha256, bytes, content_type,
+                        width, height, stored_at, review)
     SELECT id, id, 0, service_id, 'stored', 'https://cdn.example/1.png', 'files/' || md5(id::text), md5(id::text), 1000,
            'image/png', 512, 512, created_at, CASE WHEN id::text LIKE '%%77' THEN 'quarantined' END
     FROM jobs WHERE state = 'completed' AND id >= %(first)s AND id < %(last)s;
@@ -153,9 +155,10 @@ def leave_behind(url: str) -> None:
         """.replace("%%", "%")
         ).fetchall()
         edges = [row[0] for row in bounds] + [UUID(int=2**128 - 1)]
-        for first, last in zip(edges, edges[1:], strict=False):
+        for first, last in pairwise(edges):
             connection.execute(psycopg.ClientCursor(connection).mogrify(REST, {"first": first, "last": last}))
-        measures = ["accepted", "completed", "failed", "webhook", "poll", "list", *(f"m{n}" for n in range(24))]
+        measures = [ACCEPTED, *ENDED.values(), *SETTLED.values(), ATTEMPTS, *OUTCOMES.values()]
+        measures += [name for latency in Latency for name in (latency, *intervals(latency)[2:9])]
         connection.execute(psycopg.ClientCursor(connection).mogrify(MINUTES, {"days": 30, "measures": measures}))
         connection.execute("VACUUM (ANALYZE)")
     print(f"left behind in {time.monotonic() - began:.0f} s")

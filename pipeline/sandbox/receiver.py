@@ -1,5 +1,5 @@
 """
-Where a caller of the pipeline would be told: it takes whatever comes, and shows it. It imitates nothing of the provider.
+Where a caller of the pipeline would be told: it takes whatever comes, and shows it. The provider has no such thing.
 
 `POST /_sandbox/receiver` answers 204, `GET` gives the newest: in development somebody hears the notifications.
 """
