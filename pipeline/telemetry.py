@@ -86,6 +86,21 @@ def get(name: str) -> Any:
     return structlog.get_logger(name)
 
 
+def bind(**facts: object) -> None:
+    """Have *facts* in every line that this thread, or this task of an event loop, logs from now on."""
+    structlog.contextvars.bind_contextvars(**facts)
+
+
+def bound() -> dict[str, Any]:
+    """What is in every line of this thread, or task."""
+    return structlog.contextvars.get_contextvars()
+
+
+def forget() -> None:
+    """Have nothing of it in the lines from now on: the thread goes on to something else."""
+    structlog.contextvars.clear_contextvars()
+
+
 class Tally:
     """Counts what anybody may provoke at any rate, and logs the count at most once in EVERY_S seconds."""
 

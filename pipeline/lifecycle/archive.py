@@ -156,6 +156,7 @@ class Archiver:
             log.warning("archive.untidy", why=type(error).__name__)
 
     async def _fetch(self, one: Claimed, storage: Storage) -> None:
+        telemetry.bind(job_id=str(one.job_id))
         try:
             end = await self._ended(one, storage)
             if not self._stopping:
@@ -229,7 +230,8 @@ class Archiver:
                 f"output.{one.state}", job_id=str(one.job_id), index=one.index, review=one.review, why=words.get(one.id)
             )
         for put_off in later:
-            log.warning("output.postponed", asset_id=str(put_off.id), for_s=round(put_off.s, 1), why=put_off.error)
+            facts = {"asset_id": str(put_off.id), "job_id": put_off.job_id and str(put_off.job_id)}
+            log.warning("output.postponed", for_s=round(put_off.s, 1), why=put_off.error, **facts)
         if any(one.told for one in settled):
             self._rt.nudge("notify")
 
@@ -271,7 +273,7 @@ def _after(one: Claimed, error: str, *, gone: bool = False, pause_s: float | Non
         return Lost(one.id, one.job_id, f"{error} The provider keeps files for {SOURCE_DAYS} days.")
     if pause_s is None:
         pause_s = min(FIRST_PAUSE_S * 2 ** min(one.attempts - 1, 20), LONGEST_PAUSE_S)
-    return Later(one.id, pause_s * random.uniform(0.5, 1.0), error, gone)  # noqa: S311 - only to spread the load
+    return Later(one.id, pause_s * random.uniform(0.5, 1.0), error, gone, one.job_id)  # noqa: S311 - only to spread the load
 
 
 async def _written(one: Claimed, file: BinaryIO) -> Stored:

@@ -164,6 +164,8 @@ class Notifier:
         return {one: self._secrets[one][1] for one in owners}
 
     async def _post(self, message: Message, content: Mapping[str, Any], secrets: Sequence[str]) -> None:
+        if message.job_id:
+            telemetry.bind(job_id=str(message.job_id))
         try:
             told = await self._posted(message, content, secrets)
         except Exception as error:  # a fault of ours must not hold up the lane
@@ -245,6 +247,7 @@ class Notifier:
             message = told.message
             facts = {"notification_id": str(message.id), "tells": message.event, "attempt": message.number}
             facts |= {"endpoint": message.endpoint, "http_status": told.status, "took_ms": told.duration_ms}
+            facts |= {"job_id": str(message.job_id)} if message.job_id else {}
             if told.error is None:
                 log.info("notification.delivered", **facts)
             else:

@@ -77,6 +77,7 @@ class Poller:
         self._answers.flush(1.5)
 
     async def _ask(self, question: Question) -> None:
+        telemetry.bind(job_id=str(question.job_id))
         answer: Prediction | ProviderError
         try:
             answer = await self._provider.result(question.prediction_id)

@@ -156,6 +156,7 @@ class Submitter:
         self._unclear = ()
 
     async def _post(self, start: Start, begin_by: float) -> None:
+        telemetry.bind(job_id=str(start.job_id))
         if self._stopping or time.monotonic() > begin_by:
             # A process that was held up: others may have used the account's allowance since, or may think us dead.
             posted = Posted(start, _not_sent(start, "it could not be sent in time", due_s=0.0))

@@ -281,11 +281,12 @@ class Later:
     s: float
     error: str
     gone: bool = False
+    job_id: UUID | None = None  # for the log
 
 
 def put_off(tx: Connection, later: Collection[Later], *, worker_id: UUID) -> None:
     """Try these again later, unless somebody else has taken them."""
-    rows = [asdict(one) | {"id": str(one.id)} for one in later]
+    rows = [{"id": str(one.id), "s": one.s, "error": one.error, "gone": one.gone} for one in later]
     if rows:
         tx.execute(_PUT_OFF, {"later": json.dumps(rows), "worker_id": worker_id})
 

@@ -70,42 +70,55 @@ class RollupRow(Base):
     upto: Mapped[datetime]
 
 
-def _intervals(latency: Latency, seconds: str) -> str:
-    """Rows for the interval a duration falls into, its upper bound included, and for the sum."""
+def _interval(start: str, end: str) -> str:
+    """The number of the interval a duration falls into, its upper bound included."""
     below = ", ".join(f"{-bound:g}" for bound in reversed(BOUNDS_S))
-    names = ", ".join(f"'{latency}.{bound}'" for bound in BOUNDS)
-    index = f"{len(BOUNDS_S)} - width_bucket(-greatest(0, {seconds})::float8, ARRAY[{below}]::float8[]) + 1"
-    return f"""
-        ((ARRAY[{names}])[{index}], CASE WHEN j.heard THEN 1 END),
-        ('{measures.sum_of(latency)}', CASE WHEN j.heard THEN greatest(0, {seconds}) END)
-    """
+    return f"{len(BOUNDS_S)} - width_bucket(-{_seconds(start, end)}::float8, ARRAY[{below}]::float8[]) + 1"
 
 
-def _between(start: str, end: str) -> str:
-    return f"extract(epoch FROM j.{end} - j.{start})"
+def _seconds(start: str, end: str) -> str:
+    return f"greatest(0, extract(epoch FROM x.{end} - x.{start}))"
 
+
+_BETWEEN = {
+    Latency.QUEUED: ("run_at", "submitted_at"),
+    Latency.PROVIDER: ("submitted_at", "finished_at"),
+    Latency.TOTAL: ("run_at", "finished_at"),
+}
+_NAMES = f"ARRAY[{', '.join(repr(bound) for bound in BOUNDS)}]"
+
+_TIMED = ", ".join(
+    f"('{name}.' || ({_NAMES})[j.{name}_n], CASE WHEN j.heard THEN j.n END),"
+    f" ('{measures.sum_of(name)}', CASE WHEN j.heard THEN j.{name} END)"
+    for name in _BETWEEN
+)
 
 # What a job cost is counted when it completes, but for one that was given up long after its deadline: its money counted
-# as spent then, see `alarms.stop_asking`; so did that of one in doubt which a person gave up.
+# as spent then, see `alarms.stop_asking`; so did that of one in doubt which a person gave up. Equal jobs are added up
+# first: a minute may have tens of thousands.
 _ENDED = f"""
     SELECT j.service_id, m.measure, m.value
-    FROM services s
-    CROSS JOIN unnest(ARRAY[{", ".join(f"'{state}'" for state in sorted(FINAL))}]) final(state)
-    CROSS JOIN LATERAL (
-        SELECT x.*, x.submitted_at IS NOT NULL AND x.state IN ('completed', 'failed') AS heard FROM jobs x
-        WHERE x.service_id = s.id AND x.state = final.state AND x.due_at IS NULL
-          AND coalesce(x.finished_at, x.deadline_at) >= :minute
-          AND coalesce(x.finished_at, x.deadline_at) < :until
+    FROM (
+        SELECT x.service_id, x.state, x.settled_by, h.heard, count(*) AS n,
+               sum(x.price) FILTER (WHERE x.state = 'completed' AND x.finished_at < x.deadline_at + interval '1 day'
+                                       OR x.state = 'failed' AND x.settled_by = 'operator') AS usd,
+               {", ".join(f"{_interval(*ends)} AS {name}_n" for name, ends in _BETWEEN.items())},
+               {", ".join(f"sum({_seconds(*ends)}) AS {name}" for name, ends in _BETWEEN.items())}
+        FROM services s
+        CROSS JOIN unnest(ARRAY[{", ".join(f"'{state}'" for state in sorted(FINAL))}]) final(state)
+        JOIN jobs x ON x.service_id = s.id AND x.state = final.state AND x.due_at IS NULL
+                   AND coalesce(x.finished_at, x.deadline_at) >= :minute
+                   AND coalesce(x.finished_at, x.deadline_at) < :until
+        CROSS JOIN LATERAL (
+            SELECT x.submitted_at IS NOT NULL AND x.state IN ('completed', 'failed') AS heard
+        ) h
+        GROUP BY 1, 2, 3, 4, {", ".join(f"{name}_n" for name in _BETWEEN)}
     ) j
     CROSS JOIN LATERAL (VALUES
-        ('ended.' || j.state, 1),
-        ('settled.' || j.settled_by, 1),
-        ('{measures.SPENT}', CASE
-            WHEN j.state = 'completed' AND j.finished_at < j.deadline_at + interval '1 day'
-              OR j.state = 'failed' AND j.settled_by = 'operator' THEN j.price END),
-        {_intervals(Latency.QUEUED, _between("run_at", "submitted_at"))},
-        {_intervals(Latency.PROVIDER, _between("submitted_at", "finished_at"))},
-        {_intervals(Latency.TOTAL, _between("run_at", "finished_at"))}
+        ('ended.' || j.state, j.n),
+        ('settled.' || j.settled_by, j.n),
+        ('{measures.SPENT}', j.usd),
+        {_TIMED}
     ) m(measure, value)
 """
 

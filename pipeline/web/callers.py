@@ -4,6 +4,7 @@ import math
 
 from flask import Flask, Response, current_app, g, request
 
+from pipeline import telemetry
 from pipeline.errors import RateLimited, Unauthorized
 from pipeline.runtime import Runtime
 from pipeline.store import paces
@@ -33,6 +34,7 @@ def caller() -> tuple[Runtime, Service]:
     if admitted is None:
         raise Unauthorized("This key is not one of ours, or it was revoked.")
     service, pace = admitted
+    telemetry.bind(service=service.name)
     g.pace = pace
     if pace and pace.passed:
         raise RateLimited(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from flask import Blueprint, current_app, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from pipeline import pings
+from pipeline import pings, telemetry
 from pipeline.errors import MalformedRequest
 from pipeline.lifecycle.hear import hear
 from pipeline.runtime import Runtime
@@ -27,7 +27,9 @@ def receive(token: str) -> ResponseReturnValue:
     if not _TOKEN.fullmatch(token):
         raise MalformedRequest("The path is none that we gave out.")
     body = bodies.read(MAX_BODY_BYTES)  # the signature covers these bytes, not the JSON they spell
-    hear(rt, token, dict(request.headers), body)
+    heard = hear(rt, token, dict(request.headers), body)
+    if heard.job_id:
+        telemetry.bind(job_id=str(heard.job_id))
     return "", 204
 
 

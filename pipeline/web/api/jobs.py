@@ -8,7 +8,7 @@ from flask import Blueprint, Response, jsonify, request
 from flask.typing import ResponseReturnValue
 from werkzeug.routing import BaseConverter
 
-from pipeline import views
+from pipeline import telemetry, views
 from pipeline.errors import (
     BudgetExceeded,
     IdempotencyConflict,
@@ -86,6 +86,7 @@ def create_job() -> ResponseReturnValue:
     rt, service = caller()
     value = decode(bodies.read(MAX_BODY_BYTES))
     job_id, made = take(rt, service, value, key=request.headers.get("Idempotency-Key"))
+    telemetry.bind(job_id=str(job_id))
     answer = show_job(rt, service, job_id)
     answer.headers["Location"] = f"/v1/jobs/{job_id}"
     return answer, 201 if made else 200
@@ -192,9 +193,11 @@ class JobPart(BaseConverter):
 def id_of(text: str) -> UUID:
     """The job's id in a path; else UnknownJob."""
     try:
-        return UUID(text)
+        found = UUID(text)
     except ValueError:
         raise UnknownJob from None
+    telemetry.bind(job_id=str(found))
+    return found
 
 
 def show_job(rt: Runtime, service: Service, job_id: UUID) -> Response:

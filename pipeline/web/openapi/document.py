@@ -36,6 +36,10 @@ Hand in prompts; each becomes exactly one paid generation, and its outcome is to
 Send `Authorization: Bearer <service key>` with every call. A key sees and touches its own service's jobs only; to every
 other they do not exist. Operator keys see all.
 
+Every answer has an `X-Request-ID`: your own, if you sent a sane one (up to 128 printable characters, no spaces). It is
+in each line that the request wrote to our log. What happens to a job later, in workers and callbacks, is found there by
+the job's id, which is in the request's lines too.
+
 Ids, states and codes are stable. A client should ignore fields that it does not know: version 1 may gain some.
 """
 
