@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pipeline import telemetry
+from pipeline import telemetry, tracing
 from pipeline.broker import make_celery
 from pipeline.errors import ConfigError, Unavailable
 from pipeline.hook import Hook
@@ -266,6 +266,8 @@ def from_environment(name: str, *, pool_size: int = 8, patience_s: int = PATIENC
     """
     settings = load()
     telemetry.configure(settings.log_level)
+    if settings.otel_exporter_otlp_endpoint:
+        tracing.begin(name)
     nudge = Nudger(make_celery(settings.broker_url), settings.broker_url)
     database = Database(settings.database_url, name=name, pool_size=pool_size, patience_s=patience_s)
     return Runtime(settings, database, nudge)

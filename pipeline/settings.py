@@ -204,6 +204,8 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     dashboard_viewer_password: Password | None = None  # who signs in with this one may look, and change nothing
     trusted_proxies: Annotated[int, Field(ge=0, le=5)] | None = None  # None: one on Heroku, none elsewhere
 
+    otel_exporter_otlp_endpoint: Origin | None = None  # where traces go; the SDK reads more variables by itself
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("public_url")

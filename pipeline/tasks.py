@@ -12,7 +12,7 @@ from typing import Any
 from celery import signals
 from celery.exceptions import Reject
 
-from pipeline import settings, telemetry
+from pipeline import settings, telemetry, tracing
 from pipeline.broker import make_celery
 from pipeline.consumer import Consumer
 from pipeline.deployment import WORKER_POOL
@@ -40,6 +40,8 @@ def worker() -> Worker:
 
 
 def _runtime() -> Runtime:
+    if _settings.otel_exporter_otlp_endpoint:
+        tracing.begin("worker")
     return Runtime(_settings, Database(_settings.database_url, name="worker", pool_size=WORKER_POOL))
 
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from pipeline import __version__, catalogue
+from pipeline import __version__, catalogue, tracing
 from pipeline.catalogue import Offer
 from pipeline.errors import (
     Ambiguous,
@@ -120,7 +120,7 @@ class WaveSpeed:
             Rejected, KeyRefused, NoCredit: refused for good, or until a person acts.
             Ambiguous: the task may exist and cost money.
         """
-        answer = await self._call("POST", f"/{model}", payload=payload, paid=True, webhook=webhook)
+        answer = await self._call("submit", "POST", f"/{model}", payload=payload, paid=True, webhook=webhook)
         data = answer.data
         try:
             identity = task_id(data if isinstance(data, dict) else {})
@@ -138,7 +138,7 @@ class WaveSpeed:
         Raises:
             NotFound: The provider knows no such task.
         """
-        answer = await self._call("GET", f"/predictions/{quote(prediction_id, safe='')}/result")
+        answer = await self._call("result", "GET", f"/predictions/{quote(prediction_id, safe='')}/result")
         return _prediction(answer)
 
     async def list(
@@ -158,7 +158,7 @@ class WaveSpeed:
             payload["created_after"] = created_after.astimezone(UTC).isoformat().replace("+00:00", "Z")
         if created_before:
             payload["created_before"] = created_before.astimezone(UTC).isoformat().replace("+00:00", "Z")
-        answer = await self._call("POST", "/predictions", payload=payload)
+        answer = await self._call("list", "POST", "/predictions", payload=payload)
         items = answer.data.get("items") if isinstance(answer.data, dict) else None
         if not isinstance(items, list):
             raise Transient("The answer to the list has no items.", http_status=answer.status)
@@ -170,7 +170,7 @@ class WaveSpeed:
 
     async def standing(self) -> Standing:
         """The balance, and what time it is there."""
-        answer = await self._call("GET", "/balance")
+        answer = await self._call("balance", "GET", "/balance")
         balance = answer.data.get("balance") if isinstance(answer.data, dict) else None
         if isinstance(balance, bool) or not isinstance(balance, int | float):
             raise Transient("The answer to the balance has no number.", http_status=answer.status)
@@ -182,7 +182,7 @@ class WaveSpeed:
 
         Source: https://wavespeed.ai/docs/docs-common-api/list-models
         """
-        answer = await self._call("GET", "/models")
+        answer = await self._call("models", "GET", "/models")
         if not isinstance(answer.data, list):
             raise Transient("The answer to the models has no list.", http_status=answer.status)
         return catalogue.read(answer.data)
@@ -196,7 +196,7 @@ class WaveSpeed:
 
         Source: https://wavespeed.ai/docs/pricing-api
         """
-        answer = await self._call("POST", "/model/price", payload={"model_id": model, "inputs": inputs})
+        answer = await self._call("price", "POST", "/model/price", payload={"model_id": model, "inputs": inputs})
         data = answer.data if isinstance(answer.data, dict) else {}
         if data.get("currency") not in {None, "", "USD"}:
             return None
@@ -219,7 +219,7 @@ class WaveSpeed:
             "start_time": str(round(start.timestamp() * 1000)),
             "end_time": str(round(end.timestamp() * 1000)),
         }
-        answer = await self._call("POST", "/billings/search", payload=payload)
+        answer = await self._call("bills", "POST", "/billings/search", payload=payload)
         items = answer.data.get("items") if isinstance(answer.data, dict) else None
         if not isinstance(items, list):
             raise Transient("The answer to the bill has no items.", http_status=answer.status)
@@ -227,7 +227,7 @@ class WaveSpeed:
 
     async def webhook_secret(self) -> str:
         """The secret that callbacks are signed with; some deployments answer without the envelope."""
-        answer = await self._call("GET", "/webhook/secret")
+        answer = await self._call("webhook_secret", "GET", "/webhook/secret")
         for holder in (answer.data, answer.envelope):
             secret = holder.get("secret") if isinstance(holder, dict) else None
             if isinstance(secret, str) and secret.isascii() and secret.isprintable() and secret.removeprefix("whsec_"):
@@ -241,6 +241,7 @@ class WaveSpeed:
 
     async def _call(
         self,
+        what: str,
         method: str,
         path: str,
         *,
@@ -255,10 +256,12 @@ class WaveSpeed:
         try:
             query = f"?webhook={quote(webhook, safe='')}" if webhook else ""
             url = URL(self._root + path + query, encoded=True)  # as written: what is percent-encoded stays so
-            async with self._open().request(
-                method, url, json=payload, timeout=timeout, allow_redirects=False
-            ) as response:
-                body = await _capped(response.content)
+            with tracing.span(f"wavespeed {what}", kind="client", method=method, address=self._root) as span:
+                async with self._open().request(
+                    method, url, json=payload, timeout=timeout, allow_redirects=False
+                ) as response:
+                    span.set(status=response.status)
+                    body = await _capped(response.content)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Transient(f"The provider cannot be reached ({type(error).__name__}).") from None
         except aiohttp.InvalidURL:

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pipeline import sniffing, telemetry
+from pipeline import sniffing, telemetry, tracing
 from pipeline.errors import Blocked, PipelineError, StorageFailed, TooMuch, Unreachable
 from pipeline.outbound import Outbound, shown
 from pipeline.outputs import JSON, SOURCE_DAYS, TEXT, Review
@@ -172,7 +172,8 @@ class Archiver:
     async def _ended(self, one: Claimed, storage: Storage) -> Stored | Lost | Later:
         try:
             with tempfile.TemporaryFile() as file:
-                stored = await (self._downloaded(one, file) if one.source_url else _written(one, file))
+                with tracing.span("archive", job_id=str(one.job_id), index=one.index, address=one.source_url):
+                    stored = await (self._downloaded(one, file) if one.source_url else _written(one, file))
                 await asyncio.wait_for(storage.keep(stored.storage_key, file, stored.content_type), PUT_S)
                 return stored
         except _Failed as failed:

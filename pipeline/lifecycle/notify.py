@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from pipeline import standard, telemetry, views
+from pipeline import standard, telemetry, tracing, views
 from pipeline.addresses import shown
 from pipeline.errors import Blocked, Misled, PipelineError, TooMuch, Unreachable
 from pipeline.lanes import Lanes
@@ -167,7 +167,16 @@ class Notifier:
         if message.job_id:
             telemetry.bind(job_id=str(message.job_id))
         try:
-            told = await self._posted(message, content, secrets)
+            with tracing.span(
+                "notify",
+                kind="client",
+                job_id=str(message.job_id) if message.job_id else None,
+                attempt=message.number,
+                event=message.event,
+                address=message.url,
+            ) as span:
+                told = await self._posted(message, content, secrets)
+                span.set(status=told.status)
         except Exception as error:  # a fault of ours must not hold up the lane
             log.exception("notify.failed", notification_id=str(message.id))
             told = Tried(message, "", error=f"unexpected: {type(error).__name__}")

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline import measures, telemetry
+from pipeline import measures, telemetry, tracing
 from pipeline.errors import KeyRefused, NotFound, ProviderError, Rejected
 from pipeline.jobs import State, Via
 from pipeline.lifecycle.account import KeyCheck
@@ -80,7 +80,8 @@ class Poller:
         telemetry.bind(job_id=str(question.job_id))
         answer: Prediction | ProviderError
         try:
-            answer = await self._provider.result(question.prediction_id)
+            with tracing.span("poll", job_id=str(question.job_id), attempt=question.number):
+                answer = await self._provider.result(question.prediction_id)
         except KeyRefused as error:  # the key, or this one task that we may not ask about?
             answer = Rejected(error.detail) if await self._key_check.works() else error
         except ProviderError as error:

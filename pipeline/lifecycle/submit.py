@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from pipeline import telemetry
+from pipeline import telemetry, tracing
 from pipeline.errors import (
     AccountBlocked,
     Ambiguous,
@@ -164,7 +164,8 @@ class Submitter:
             posted = Posted(start, _not_sent(start, "another had just fared badly", due_s=0.0))
         else:
             try:
-                posted = await self._sent(start)
+                with tracing.span("submit", job_id=str(start.job_id), attempt=start.number):
+                    posted = await self._sent(start)
             except Exception as error:
                 # Whatever it was, the request may have left: the one thing we may not assume is that it did not.
                 log.exception("submit.failed", job_id=str(start.job_id))

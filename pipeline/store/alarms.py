@@ -188,6 +188,7 @@ class Question:
     prediction_id: str
     age_s: float
     past_deadline: bool
+    number: int  # of its attempt
 
 
 _QUESTIONS = text("""
@@ -202,7 +203,7 @@ _QUESTIONS = text("""
     )
     SELECT q.id, q.state, q.current_attempt, coalesce(q.prediction_id, a.prediction_id) AS prediction_id,
            extract(epoch FROM clock_timestamp() - q.submitted_at)::float8 AS age_s,
-           q.deadline_at <= clock_timestamp() AS past_deadline
+           q.deadline_at <= clock_timestamp() AS past_deadline, a.number
     FROM asked q JOIN attempts a ON a.id = q.current_attempt
 """)
 

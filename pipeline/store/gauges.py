@@ -50,26 +50,43 @@ def _late(first: str) -> str:
     return f"greatest(0, extract(epoch FROM statement_timestamp() - ({first})))::float8"
 
 
-# The first of each state by its alarm, from where the sweep's marks say that there may be any.
+_MARK = {  # from where on there may be alarms, see `alarms.due`
+    "queued": "'-infinity'",
+    "expired": "'-infinity'",
+    **dict.fromkeys(("submitting", "processing", "unknown"), "(SELECT in_flight_from FROM account)"),
+}
+
 _JOBS = " UNION ALL ".join(
     f"""
-    (SELECT '{state}' AS state, count(*) AS n, count(x.held_at) AS held, min(x.due_at) FILTER (WHERE {{late}}) AS first
-     FROM (SELECT due_at, held_at, service_id FROM jobs WHERE state = '{state}' AND due_at >= {mark}
-           ORDER BY due_at LIMIT {AT_MOST}) x)
-    """.format(late="x.service_id NOT IN (SELECT id FROM paused)" if state == "queued" else "true")
-    for state, mark in (
-        ("queued", "'-infinity'"),
-        ("submitting", "(SELECT in_flight_from FROM account)"),
-        ("processing", "(SELECT in_flight_from FROM account)"),
-        ("unknown", "(SELECT in_flight_from FROM account)"),
-        ("expired", "'-infinity'"),
-    )
+    SELECT '{state}' AS state,
+           (SELECT count(*) FROM (
+               SELECT FROM jobs WHERE state = '{state}' AND due_at >= {mark} LIMIT {AT_MOST}) x) AS n,
+           (SELECT min(due_at) FROM jobs WHERE state = '{state}' AND due_at >= {mark}) AS first
+    """
+    for state, mark in _MARK.items()
+    if state != "queued"
 )
+
+_QUEUED = f"""
+    SELECT 'queued', (SELECT count(*) FROM (
+               SELECT FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL LIMIT {AT_MOST}) x),
+           CASE WHEN EXISTS (SELECT FROM paused) THEN (
+               SELECT min(x.due_at) FROM (
+                   SELECT due_at, service_id FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL
+                   ORDER BY due_at LIMIT {AT_MOST}) x
+               WHERE x.service_id NOT IN (SELECT id FROM paused)
+           ) ELSE (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL) END
+"""
+
+# A bitmap of all that is queued would be made to look at the first few.
+_IN_ORDER = text("""
+    SELECT set_config('enable_' || way, 'off', true) FROM unnest(ARRAY['seqscan', 'bitmapscan']) way
+""")
 
 _STANDING = text(f"""
     WITH RECURSIVE paused AS MATERIALIZED (
         SELECT id FROM services WHERE paused_at IS NOT NULL
-    ), live AS MATERIALIZED ({_JOBS}), {LANES}
+    ), live AS MATERIALIZED ({_JOBS} UNION ALL {_QUEUED}), {LANES}
     SELECT (SELECT jsonb_object_agg(state, n) FROM live) AS jobs,
            (SELECT jsonb_object_agg(state, coalesce({_late("first")}, 0)) FROM live) AS overdue_s,
            {
@@ -80,11 +97,12 @@ _STANDING = text(f"""
            ''')
 } AS notifications_s,
            {_late("SELECT min(due_at) FROM assets WHERE due_at IS NOT NULL")} AS assets_s,
-           (SELECT held FROM live WHERE state = 'unknown') AS held,
+           (SELECT count(held_at) FROM (
+               SELECT held_at FROM jobs WHERE state = 'unknown' AND due_at IS NOT NULL LIMIT {AT_MOST}) x) AS held,
            a.halted_reason AS halted,
            coalesce(greatest(0, extract(epoch FROM a.backoff_until - statement_timestamp())), 0)::float8 AS backoff_s,
            a.in_flight_cap,
-           (SELECT sum(n - held) FROM live WHERE {one_of("state", IN_FLIGHT)})::int AS in_flight,
+           (SELECT sum(n) FROM live WHERE {one_of("state", IN_FLIGHT)})::int AS in_flight,
            (SELECT count(*) FROM attempts
             WHERE started_at > statement_timestamp() - make_interval(secs => :window_s)
               AND outcome IS DISTINCT FROM 'not_sent') AS starts,
@@ -98,6 +116,7 @@ _STANDING = text(f"""
 
 def standing(tx: Connection, *, window_s: float) -> Standing:
     """How things stand now; *window_s* is the length of the provider's window, in seconds."""
+    tx.execute(_IN_ORDER)
     row = tx.execute(_STANDING, {"window_s": window_s, "dead_after_s": DEAD_AFTER_S}).one()
     late = row.overdue_s | {"notifications": row.notifications_s or 0.0, "assets": row.assets_s or 0.0}
     return Standing(
@@ -107,7 +126,7 @@ def standing(tx: Connection, *, window_s: float) -> Standing:
         halted=row.halted,
         backoff_s=row.backoff_s,
         in_flight_cap=row.in_flight_cap,
-        in_flight=row.in_flight,
+        in_flight=row.in_flight - row.held,
         starts=row.starts,
         swept_s=row.swept_s,
         counted_s=row.counted_s,

@@ -38,6 +38,7 @@ class Heard:
     attempt_id: UUID | None = None
     before: str | None = None  # the job's state when it came
     tell: bool = False  # somebody is to be told at once
+    number: int | None = None  # of its attempt; None: its body was not believed
 
 
 # The URL is not covered by the signature, so an authentic body proves itself by its id and model as well. The verdict
@@ -128,7 +129,7 @@ def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: 
             "inference_ms": prediction.inference_ms,
         },
     ).one()
-    heard = Heard(row.verdict, row.job_id, row.attempt_id, row.state, tell=row.tell)
+    heard = Heard(row.verdict, row.job_id, row.attempt_id, row.state, tell=row.tell, number=row.number)
     if heard.attempt_id is None or heard.verdict == Verdict.SUSPICIOUS:
         return heard
     if row.number > 1 or not row.current or heard.before in {State.CANCELLED, State.FAILED}:

@@ -14,7 +14,7 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 
-from pipeline import telemetry
+from pipeline import telemetry, tracing
 
 log = telemetry.get(__name__)
 
@@ -37,6 +37,15 @@ def _begin() -> None:
     g.request_id = given if _SANE.fullmatch(given) else uuid.uuid4().hex
     g.began = time.perf_counter()
     telemetry.bind(request_id=g.request_id)
+    rule = request.url_rule
+    g.span = tracing.span(
+        f"{request.method} {rule.rule}" if rule else "unknown path",
+        kind="server",
+        method=request.method if rule else None,
+        route=rule.rule if rule else None,
+        request_id=g.request_id,
+    )
+    g.span.__enter__()
 
 
 def _end(answer: Response) -> Response:
@@ -49,11 +58,13 @@ def _end(answer: Response) -> Response:
         **telemetry.bound(),
     }
     quiet = request.endpoint in QUIET and answer.status_code < 500
-    answer.call_on_close(partial(_served, facts, g.began, quiet=quiet))  # a stream is served when it has ended
+    g.span.set(status=answer.status_code, job_id=facts.get("job_id"), service=facts.get("service"))
+    answer.call_on_close(partial(_served, facts, g.began, g.span, quiet=quiet))  # a stream: when it has ended
     return answer
 
 
-def _served(facts: Mapping[str, Any], began: float, *, quiet: bool) -> None:
+def _served(facts: Mapping[str, Any], began: float, span: tracing.Span, *, quiet: bool) -> None:
+    span.__exit__(None, None, None)
     say = log.debug if quiet else log.info
     say("request.served", took_ms=round((time.perf_counter() - began) * 1000, 1), **facts)
     telemetry.forget()

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from flask import Blueprint, current_app, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from pipeline import pings, telemetry
+from pipeline import pings, telemetry, tracing
 from pipeline.errors import MalformedRequest
 from pipeline.lifecycle.hear import hear
 from pipeline.runtime import Runtime
@@ -27,7 +27,9 @@ def receive(token: str) -> ResponseReturnValue:
     if not _TOKEN.fullmatch(token):
         raise MalformedRequest("The path is none that we gave out.")
     body = bodies.read(MAX_BODY_BYTES)  # the signature covers these bytes, not the JSON they spell
-    heard = hear(rt, token, dict(request.headers), body)
+    with tracing.span("callback") as span:
+        heard = hear(rt, token, dict(request.headers), body)
+        span.set(job_id=str(heard.job_id) if heard.job_id else None, attempt=heard.number, verdict=heard.verdict)
     if heard.job_id:
         telemetry.bind(job_id=str(heard.job_id))
     return "", 204
