@@ -88,7 +88,7 @@ def test_figures_of_this_moment(rt: Runtime, caller: Caller, client: FlaskClient
     assert figure("budget_used_usd", service="shop", period="month") == pytest.approx(0.12)
     execute(rt, "UPDATE jobs SET held_at = clock_timestamp() WHERE state = 'unknown'")
     execute(rt, "UPDATE account SET in_flight_cap = 7")
-    execute(rt, "UPDATE workers SET beat_at = beat_at - interval '1 h'")
+    execute(rt, "UPDATE workers SET gone_at = clock_timestamp()")
     execute(rt, "INSERT INTO endpoints (name, off_at, probe_at) VALUES ('shop https://x', now(), now())")
     sweep(rt, lambda *_: None)
     figure = scraped(client)
