@@ -10,7 +10,7 @@ Source: https://wavespeed.ai/docs/docs-api/openai/openai-dall-e-2
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from heapq import nlargest
@@ -115,6 +115,22 @@ class Catalogue:
     def knows(self, model: str) -> bool:
         """Whether the provider ever offered *model*, as far as is known."""
         return model in self._listings
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The models that the provider offers now, as far as is known."""
+        return self._names
+
+    def schema(self, model: str) -> Schema:
+        """What is known of the input of *model*, in the provider's own words: to be shown, not to be relied upon."""
+        listing = self._listings.get(model)
+        if model in SCHEMAS or listing is None:
+            return SCHEMAS.get(model, _ANYTHING)
+        try:
+            found = json.loads(listing.schema or "null")
+        except (ValueError, RecursionError):
+            found = None
+        return found if isinstance(found, dict) and isinstance(found.get("properties"), dict) else _SHAPELESS
 
     def problems(self, model: str, model_input: Mapping[str, Any]) -> list[FieldError]:
         """What is wrong with a model and an input for it: one entry a field, named as its schema does."""

@@ -7,14 +7,25 @@ answer of the provider's prices very many jobs.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 BY_HAND = b""
 """The key of a price that a person set: it holds for whatever the inputs."""
 
+ODD_AMOUNT = "{!r} is not an amount in US dollars, such as 0.12."
+
+_AMOUNT = re.compile(r"\d{1,6}(\.\d{1,6})?", re.ASCII)
+
 _NEVER_MATTER = frozenset({"prompt", "negative_prompt", "seed"})
 _PICTURES = frozenset({"image", "images", "mask", "mask_image", "image_url", "image_urls"})
+
+
+def amount(text: str) -> Decimal | None:
+    """The US dollars that *text* spells, as our columns hold them; None when it spells none."""
+    return Decimal(text) if _AMOUNT.fullmatch(text) else None
 
 
 def key(model_input: Mapping[str, Any]) -> bytes:

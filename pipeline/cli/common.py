@@ -1,9 +1,11 @@
 """What the commands share: where they print, whom they act for, how they read their arguments."""
 
+import getpass
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
@@ -13,10 +15,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline import telemetry
+from pipeline import prices, telemetry
 from pipeline.cli import at_the_end
 from pipeline.deployment import COMMAND_POOL
 from pipeline.errors import InvalidInput, UnknownJob
+from pipeline.lifecycle.trail import Entry, trail
 from pipeline.nudges import Nudger
 from pipeline.runtime import Runtime, from_environment
 from pipeline.store import reading
@@ -46,6 +49,19 @@ def runtime(name: str = "cli") -> Runtime:
     return rt
 
 
+@contextmanager
+def in_one_line(options: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Say what is wrong with what was typed in one line, by the *options* that were given for the fields."""
+    try:
+        yield
+    except InvalidInput as error:
+        if not error.errors:
+            raise
+        names = options or {}
+        said = (f"{names[one.field]}: {one.message}" if one.field in names else one.message for one in error.errors)
+        raise InvalidInput(" ".join(said)) from None
+
+
 def service_named(rt: Runtime, name: str, *, revoked: bool = False) -> registry.Service:
     """
     The named service, if need be a *revoked* one.
@@ -65,7 +81,7 @@ def service_named(rt: Runtime, name: str, *, revoked: bool = False) -> registry.
 def service_name(name: str) -> str:
     """*name*, if a service may be called so; else InvalidInput."""
     if not registry.NAME.fullmatch(name):
-        raise InvalidInput("A service's name has up to 63 lower-case letters, digits, '_', '.' or '-'.")
+        raise InvalidInput(registry.NAME_RULE)
     return name
 
 
@@ -75,6 +91,23 @@ def job_id_of(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise InvalidInput(f"{text!r} is not a job's id.") from None
+
+
+def user() -> str | None:
+    """Who types: the name of this machine's user, unless it has none, as in many a container."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None
+
+
+@contextmanager
+def acting(
+    rt: Runtime, action: str, target: object = None, *, by: str | None = None, **data: str | int | float | bool | None
+) -> Iterator[Entry]:
+    """Do one thing in the name of who types, or of *by*; it stands in the audit as what is done at the dashboard."""
+    with trail(rt, f"cli:{by or user() or '?'}", "command line", action, target, **data) as entry:
+        yield entry
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -121,9 +154,10 @@ def plain(value: object) -> Text:
 
 def dollars(text: str) -> Decimal:
     """The amount in US dollars that *text* spells; else InvalidInput."""
-    if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text, re.ASCII):
-        raise InvalidInput(f"{text!r} is not an amount in US dollars, such as 0.12.")
-    return Decimal(text)
+    amount = prices.amount(text)
+    if amount is None:
+        raise InvalidInput(prices.ODD_AMOUNT.format(text))
+    return amount
 
 
 def usd_shown(amount: Decimal) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipeline.cli.common import AsJson, dollars, err, out, plain, runtime, usd_shown
+from pipeline.cli.common import AsJson, acting, dollars, err, out, plain, runtime, usd_shown
 from pipeline.errors import InvalidInput, ProviderError
 from pipeline.lifecycle import catalogue, pauses
 from pipeline.models import SCHEMAS, name_problem
@@ -125,7 +125,8 @@ def pause_model(model: Name) -> None:
         raise InvalidInput(f"model: {problem}")
     rt = runtime()
     _refuse_unknown(rt, model)
-    fresh = pauses.pause(rt, model)
+    with acting(rt, "model.pause", model):
+        fresh = pauses.pause(rt, model)
     err.print(plain(f"{model} is paused" if fresh else f"{model} was paused before"))
 
 
@@ -134,7 +135,9 @@ def resume_model(model: Name) -> None:
     """Let the jobs of a paused model go on."""
     if problem := name_problem(model):
         raise InvalidInput(f"model: {problem}")
-    fresh = pauses.resume(runtime(), model)
+    rt = runtime()
+    with acting(rt, "model.resume", model):
+        fresh = pauses.resume(rt, model)
     err.print(plain(f"{model} goes on" if fresh else f"{model} was not paused"))
 
 

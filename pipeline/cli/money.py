@@ -2,17 +2,27 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.common import AsJson, dollars, err, folding_table, out, plain, runtime, service_named, usd_shown
+from pipeline.cli.common import (
+    AsJson,
+    acting,
+    err,
+    folding_table,
+    in_one_line,
+    out,
+    plain,
+    runtime,
+    service_named,
+    usd_shown,
+)
 from pipeline.errors import ProviderError
+from pipeline.lifecycle import budgets as budgeting
 from pipeline.lifecycle.audit import Comparison, audit
-from pipeline.runtime import Runtime
 from pipeline.store import budgets as store
 from pipeline.store import services as registry
 from pipeline.store.budgets import ACCOUNT, Period
@@ -44,12 +54,14 @@ def set_budget(
         wanted["month"] = monthly
     if not wanted:
         raise typer.BadParameter("say --daily USD, --monthly USD, or both")
-    limits = {period: None if limit == "none" else dollars(limit) for period, limit in wanted.items()}
+    with in_one_line():
+        limits = budgeting.limits(wanted)
     rt = runtime()
     scope = str(service_named(rt, service, revoked=True).id) if service else ACCOUNT  # its jobs go on, and spend
     whose = plain(f"of {service}" if service else "of all together")
+    with acting(rt, "budget.change", service or ACCOUNT, **wanted):
+        budgeting.limit(rt, scope, limits)
     for period, limit in limits.items():
-        _limit(rt, scope, period, limit)
         told = "has no limit" if limit is None else f"is limited to {usd_shown(limit)} USD"
         err.print(f"the {period}'s budget {whose} {told}")
 
@@ -159,17 +171,6 @@ def _comparison_view(found: Comparison) -> dict[str, Any]:
             for one in found.differences
         ],
     }
-
-
-def _limit(rt: Runtime, scope: str, period: Period, limit: Decimal | None) -> None:
-    if limit is None:
-        with rt.db.transaction() as tx:
-            store.close(tx, scope, period)
-        return
-    with rt.db.transaction() as tx:
-        store.open_(tx, scope, period, limit)
-    with rt.db.transaction() as tx:  # the first holds up everybody, and this may take a while
-        store.catch_up(tx)
 
 
 def _lines(value: object) -> Text:

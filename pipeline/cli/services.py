@@ -1,29 +1,26 @@
 """The services that may hand in jobs, and their keys."""
 
 import json
-import re
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from pipeline.broker import QUEUE
-from pipeline.cli.common import AsJson, err, out, plain, runtime, service_name
-from pipeline.errors import InvalidInput
-from pipeline.outputs import Policy
-from pipeline.runtime import Runtime
-from pipeline.store import keys
+from pipeline.cli.common import AsJson, acting, err, in_one_line, out, plain, runtime, service_name
+from pipeline.lifecycle import services as use
 from pipeline.store import services as registry
-from pipeline.store.database import Transaction
 from pipeline.store.services import Service
 
 services = typer.Typer(help="The services that may hand in jobs, and their keys.", no_args_is_help=True)
 
-NONE = "none"
-CELERYS_QUEUE = "celery"
-"""Where an app listens that was told nothing else."""
-
-_WORD = re.compile(r"[A-Za-z0-9_][\w.:-]{0,199}", re.ASCII)
+_OPTIONS = {
+    "weight": "--weight",
+    "max_in_flight": "--max-in-flight",
+    "requests_per_minute": "--requests-per-minute",
+    "callback_url": "--callback-url",
+    "nsfw_policy": "--nsfw-policy",
+    "callback_tasks": "--callback-task",
+}
 
 Name = Annotated[str, typer.Argument(help="The service's name.")]
 
@@ -37,25 +34,17 @@ def create_service(
 ) -> None:
     """Add a service. Its key is shown once, now, and kept only as a hash."""
     rt = runtime()
-    with rt.db.transaction() as tx:
-        key = registry.create(tx, service_name(name), operator=operator)
-    if key is None:
-        raise InvalidInput(
-            f"There is a service named {name} already; `pipeline services rotate {name}` makes a new key."
-        )
-    with rt.db.transaction() as tx:
-        secret = _secret(tx, name)
-    _show_key(name, key, secret=secret, as_json=as_json)
+    with in_one_line(), acting(rt, "service.create", service_name(name), operator=operator):
+        made = use.create(rt, name, operator=operator)
+    _show_key(name, made.key, secret=made.secret, as_json=as_json)
 
 
 @services.command("rotate")
 def rotate_key(name: str, *, as_json: AsJson = False) -> None:
     """Give a service a new key; the old one ends at once."""
     rt = runtime()
-    with rt.db.transaction() as tx:
-        key = registry.rotate(tx, service_name(name))
-    if key is None:
-        raise InvalidInput(f"There is no service named {name}.")
+    with acting(rt, "service.rotate_key", service_name(name)):
+        key = use.rotate(rt, name)
     _show_key(name, key, as_json=as_json)
 
 
@@ -70,8 +59,8 @@ def show_secret(
 ) -> None:
     """Show the secret that signs what a service is told (Standard Webhooks): its receiver verifies with it."""
     rt = runtime()
-    with rt.db.transaction() as tx:
-        secret = _secret(tx, service_name(name), rotate=rotate)
+    with acting(rt, "service.rotate_secret" if rotate else "service.show_secret", service_name(name)):
+        secret = use.secret(rt, name, rotate=rotate)
     print(json.dumps({"name": name, "secret": secret}) if as_json else secret)
 
 
@@ -79,9 +68,8 @@ def show_secret(
 def revoke_key(name: str) -> None:
     """Refuse a service's key from now on. Its jobs go on."""
     rt = runtime()
-    with rt.db.transaction() as tx:
-        if not registry.revoke(tx, service_name(name)):
-            raise InvalidInput(f"There is no service named {name}.")
+    with acting(rt, "service.revoke", service_name(name)):
+        use.revoke(rt, name)
 
 
 @services.command("set")
@@ -108,30 +96,31 @@ def set_service(
     ] = None,
 ) -> None:
     """Change a service's share, its limits, and whom it may have told. What is not named stays."""
-    rt = runtime()
-    facts: dict[str, object] = {}
-    if weight is not None:
-        facts["weight"] = weight
-    if max_in_flight is not None:
-        facts["max_in_flight"] = _limit("--max-in-flight", max_in_flight)
-    if requests_per_minute is not None:
-        facts["requests_per_minute"] = _limit("--requests-per-minute", requests_per_minute)
-    if callback_url is not None:
-        facts["callback_url"] = None if callback_url == NONE else _url(rt, callback_url)
-    if nsfw_policy is not None:
-        facts["nsfw_policy"] = _policy(nsfw_policy)
-    if callback_task:
-        facts["callback_tasks"] = [] if callback_task == [NONE] else [_task(one) for one in callback_task]
-    if not facts:
+    texts: dict[str, str | list[str] | None] = {
+        "weight": None if weight is None else str(weight),
+        "max_in_flight": max_in_flight,
+        "requests_per_minute": requests_per_minute,
+        "callback_url": callback_url,
+        "nsfw_policy": nsfw_policy,
+        "callback_tasks": callback_task or None,
+    }
+    said = {field: text for field, text in texts.items() if text is not None}
+    if not said:
         raise typer.BadParameter("say what to change, such as --weight 3")
-    _change(rt, name, **facts)
-    err.print(f"{name}: {', '.join(facts).replace('_', ' ')} set")
+    rt = runtime()
+    with in_one_line(_OPTIONS):
+        facts = use.read(rt, said)
+    with acting(rt, "service.change", service_name(name), **use.told(facts)):
+        use.change(rt, name, facts)
+    err.print(f"{name}: {', '.join(said).replace('_', ' ')} set")
 
 
 @services.command("pause")
 def pause_service(name: Name) -> None:
     """Begin no job of a service until it is resumed. New ones wait; what runs goes on, and so do deadlines."""
-    _change(runtime(), name, paused=True)
+    rt = runtime()
+    with acting(rt, "service.pause", service_name(name)):
+        use.pause(rt, name)
     err.print(f"{name} is paused")
 
 
@@ -139,8 +128,8 @@ def pause_service(name: Name) -> None:
 def resume_service(name: Name) -> None:
     """Let the jobs of a paused service go on."""
     rt = runtime()
-    _change(rt, name, paused=False)
-    rt.nudge("submit")
+    with acting(rt, "service.resume", service_name(name)):
+        use.resume(rt, name)
     err.print(f"{name} goes on")
 
 
@@ -183,53 +172,6 @@ def _view(one: Service) -> dict[str, object]:
         "callback_tasks": list(one.callback_tasks),
         "nsfw_policy": one.nsfw_policy,
     }
-
-
-def _change(rt: Runtime, name: str, **facts: Any) -> None:
-    with rt.db.transaction() as tx:
-        if not registry.change(tx, service_name(name), **facts):
-            raise InvalidInput(f"There is no service named {name}.")
-
-
-def _limit(option: str, text: str) -> int | None:
-    if text == NONE:
-        return None
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise InvalidInput(f"{option}: {text!r} is neither a whole number above 0 nor 'none'.")
-    return int(text)
-
-
-def _policy(text: str) -> str | None:
-    if text == NONE:
-        return None
-    if text not in list(Policy):
-        raise InvalidInput(f"--nsfw-policy: {text!r} is none of {', '.join(Policy)} and 'none'.")
-    return text
-
-
-def _url(rt: Runtime, text: str) -> str:
-    from pipeline.lifecycle.accept import callback_problem  # noqa: PLC0415 - spares the other commands its imports
-
-    if problem := callback_problem(rt, text):
-        raise InvalidInput(f"--callback-url: {problem.message}")
-    return text
-
-
-def _task(text: str) -> dict[str, str]:
-    task, _, queue = text.partition("@")
-    queue = queue or CELERYS_QUEUE
-    if not _WORD.fullmatch(task) or not _WORD.fullmatch(queue):
-        raise InvalidInput(f"--callback-task: {text!r} is no task's name, such as shop.done or shop.done@shop.")
-    if task.startswith("pipeline.") or queue == QUEUE:
-        raise InvalidInput(f"--callback-task: {text!r} is of this product's own, which it would call in a circle.")
-    return {"task": task, "queue": queue}
-
-
-def _secret(tx: Transaction, name: str, *, rotate: bool = False) -> str:
-    service = registry.by_name(tx, name, revoked=True)
-    if service is None:
-        raise InvalidInput(f"There is no service named {name}.")
-    return keys.rotate(tx, service.id) if rotate else keys.of(tx, service.id)[0]
 
 
 def _show_key(name: str, key: str, *, secret: str | None = None, as_json: bool) -> None:

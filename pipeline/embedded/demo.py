@@ -36,7 +36,7 @@ SUBJECTS = (
 )
 NEXT = """
 Next:
-  make dev                 the same stack, kept running: API, a service key
+  make dev                 the same stack, kept running: dashboard with a playground, API, a service key
   make test                the tests, on real servers too
   less README.md           how to hand in jobs, and how to deploy
 """

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 BANNER = """
   {title}
 
-  dashboard    {url}/     password: {dashboard_password}
+  dashboard    {url}/playground     password: {dashboard_password}
   API          {url}/v1/jobs     key: {api_key}
   provider     {provider}
   data, logs   {data}

@@ -3,15 +3,16 @@
 import asyncio
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
-from pipeline import prices, telemetry
-from pipeline.errors import Rejected
+from pipeline import models, prices, telemetry
+from pipeline.errors import ConfigError, Rejected
 from pipeline.runtime import Runtime
 from pipeline.store import account
 from pipeline.store import prices as price_list
-from pipeline.store.prices import Question
+from pipeline.store.prices import Price, Question
 from pipeline.wavespeed import WaveSpeed
 
 log = telemetry.get(__name__)
@@ -74,6 +75,17 @@ def ask_now(rt: Runtime, wanted: Mapping[Question, Mapping[str, Any]]) -> None:
         unsure = {one: example for one, example in wanted.items() if one not in known or not known[one].fresh}
         if unsure and may_ask and rt.price_pause.over and not asyncio.run(asked(unsure)):
             rt.price_pause.begin(SPARED_S)
+
+
+def of(rt: Runtime, model: str, model_input: Mapping[str, Any], *, asking: bool = True) -> Price | None:
+    """What a job costs, *model_input* as a caller says it; None while nobody can say. *asking*: the provider, too."""
+    payload, _ = models.split(model_input)
+    question = (model, prices.key(payload))
+    if asking:
+        with suppress(ConfigError):  # there is no key in this process to ask with
+            ask_now(rt, {question: payload})
+    with rt.db.transaction() as tx:
+        return price_list.known(tx, [question]).get(question)
 
 
 def _keep(rt: Runtime, found: Mapping[Question, Decimal | None]) -> None:

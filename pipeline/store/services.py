@@ -9,14 +9,20 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from pipeline.jobs import IN_FLIGHT, State
 from pipeline.store import notifications
 from pipeline.store.tables import NOW, ServiceRow, new_id
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 """What a service may be called; the table's constraint says the same."""
+
+NAME_RULE = "A service's name has up to 63 lower-case letters, digits, '_', '.' or '-'."
+
+AT_MOST = 1000
+"""So many jobs of a service are counted, of each kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,32 @@ class Service:
     callback_url: str | None = None
     callback_tasks: Sequence[Mapping[str, str]] = ()  # [{"task", "queue"}]
     nsfw_policy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How many jobs a service has in its queue and at the provider."""
+
+    queued: int = 0
+    in_flight: int = 0
+
+
+# Bounds of a whole row of the index of each service's jobs by state, and its order: no other can serve, whatever the
+# planner expects (see `lists`).
+_LOADS = text("""
+    SELECT s.id, least(sum(n) FILTER (WHERE w.state = 'queued'), :at_most)::int AS queued,
+           least(sum(n) FILTER (WHERE w.state <> 'queued'), :at_most)::int AS in_flight
+    FROM services s CROSS JOIN unnest(CAST(:states AS text[])) AS w(state) CROSS JOIN LATERAL (
+        SELECT count(*) AS n FROM (
+            SELECT FROM jobs
+            WHERE (service_id, state, id) >= (s.id, w.state, CAST(:least AS uuid))
+              AND (service_id, state, id) <= (s.id, w.state, CAST(:most AS uuid))
+            ORDER BY service_id, state, id LIMIT :at_most
+        ) few
+    ) counted
+    WHERE CAST(:service_id AS uuid) IS NULL OR s.id = :service_id
+    GROUP BY s.id
+""")
 
 
 _COLUMNS = tuple(getattr(ServiceRow, field.name) for field in fields(Service))
@@ -65,6 +97,18 @@ def by_id(tx: Connection, service_id: UUID) -> Service | None:
 def everyone(tx: Connection) -> list[Service]:
     """All services, by name, revoked ones too."""
     return [Service(*row) for row in tx.execute(select(*_COLUMNS).order_by(ServiceRow.name))]
+
+
+def loads(tx: Connection, service_id: UUID | None = None, *, at_most: int = AT_MOST) -> dict[UUID, Load]:
+    """What each service has waiting and running now; or only one of them. Counts stop at *at_most*."""
+    asked = {
+        "states": [State.QUEUED, *sorted(IN_FLIGHT)],
+        "least": UUID(int=0),
+        "most": UUID(int=2**128 - 1),
+        "service_id": service_id,
+        "at_most": at_most,
+    }
+    return {row.id: Load(row.queued, row.in_flight) for row in tx.execute(_LOADS, asked)}
 
 
 def rotate(tx: Connection, name: str) -> str | None:

@@ -16,6 +16,7 @@ from pipeline.web.dashboard import (
     gallery,
     job,
     jobs,
+    models,
     notifications,
     overview,
     page,
@@ -25,7 +26,7 @@ from pipeline.web.dashboard import (
     trail,
 )
 
-PAGES = (overview, jobs, job, gallery, playground, callbacks, notifications, review, services, trail, files)
+PAGES = (overview, jobs, job, gallery, playground, models, callbacks, notifications, review, services, trail, files)
 
 
 def register(app: Flask, rt: Runtime) -> None:

@@ -28,6 +28,7 @@ MENU = (
     ("jobs.show", "Jobs"),
     ("gallery.show", "Gallery"),
     ("playground.show", "Playground"),
+    ("models.show", "Models"),
     ("callbacks.show", "Callbacks"),
     ("notifications.show", "Notifications"),
     ("review.show", "Review"),
@@ -132,6 +133,11 @@ def words_of(error: PipelineError) -> str:
     """What went wrong, in a line."""
     fields = " ".join(f"{one.field}: {one.message}" if one.field else one.message for one in error.errors)
     return f"{error.detail}{'' if error.detail.endswith('.') else '.'} {fields}".strip()
+
+
+def sentence(text: str) -> str:
+    """What is said of a field, standing by itself."""
+    return text[:1].upper() + text[1:]
 
 
 def _ours(error: PipelineError) -> ResponseReturnValue:
