@@ -17,8 +17,9 @@ import pytest
 
 from pipeline.catalogue import Offer
 from pipeline.runtime import Runtime
+from pipeline.sandbox import Sandbox
 from pipeline.sandbox.catalogue import MODELS
-from pipeline.store import audit, budgets, catalogue
+from pipeline.store import audit, budgets, catalogue, services
 from pipeline.worker import Worker
 from tests.conftest import Caller
 from tests.factories import MODEL, execute, queued, row, scalar, state, swept, until
@@ -71,8 +72,11 @@ def program(page: str, word: str) -> str:
 
 
 def test_a_newcomer_presses_run_and_sees_the_picture_and_the_way_to_all_else(
-    visitor: Visitors, rt: Runtime, caller: Caller, start_worker: Callable[..., Worker]
+    visitor: Visitors, rt: Runtime, caller: Caller, start_worker: Callable[..., Worker], sandbox: Sandbox
 ) -> None:
+    """In `make dev` the service is told at the sandbox's receiver, too."""
+    with rt.db.transaction() as tx:
+        services.change(tx, "shop", callback_url=f"{sandbox.url}/_sandbox/receiver")
     ann = visitor()
     page = ann.get("/playground").text
     assert "Price: <strong>$0.12</strong>" in page
@@ -91,6 +95,7 @@ def test_a_newcomer_presses_run_and_sees_the_picture_and_the_way_to_all_else(
         assert f'href="{link}"' in page
         assert ann.get(link).status_code == 200
     assert form_of(page)["input.prompt"] == form_of(ann.get("/playground").text)["input.prompt"]
+    swept(worker, lambda: '<span class="badge good">delivered</span>' in ann.get(address).text)
     swept(worker, lambda: 'data-every="1"' not in ann.get(address).text)
     assert row(rt, job_id).service == "shop"
 
@@ -124,6 +129,15 @@ def test_looking_shows_the_price_and_the_programs_and_runs_nothing(
         "input": {"prompt": "a fox", "num_images": 3},
     }
     assert scalar(rt, "SELECT count(*) FROM jobs") == 0
+
+
+def test_looking_leaves_what_became_of_the_last_one(visitor: Visitors, rt: Runtime, caller: Caller) -> None:
+    ann = visitor()
+    job_id = queued(rt, caller.service)
+    fields = form_of(ann.get(f"/playground?job={job_id}").text)
+    answer = ann.post(f"/playground?job={job_id}", {**fields, "input.prompt": ""})
+    assert "It waits for its turn." in answer.text
+    assert re.search(r'name="input.prompt".*?class="wrong"[^>]*>Is required\.', answer.text, re.DOTALL)
 
 
 def test_the_form_is_the_models_own(

@@ -110,7 +110,7 @@ def set_service(
     rt = runtime()
     with in_one_line(_OPTIONS):
         facts = use.read(rt, said)
-    with acting(rt, "service.change", service_name(name), **use.told(facts)):
+    with acting(rt, "service.change", service_name(name), by=None, **use.told(facts)):
         use.change(rt, name, facts)
     err.print(f"{name}: {', '.join(said).replace('_', ' ')} set")
 

@@ -57,6 +57,7 @@ def dev(
         public_url=public_url,
         without=tuple(without or ()),
         via=_ports(via or ()),
+        receiver=not json_,  # a person wants to see a notification arrive; programs bring receivers of their own
     )
     with (
         StopSignals().caught() as signals,

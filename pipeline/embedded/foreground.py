@@ -39,6 +39,7 @@ class Options:
     via: Mapping[str, int] = field(default_factory=dict)  # proxies' ports, by the server that programs reach so
     defaults: Mapping[str, str] = field(default_factory=dict)  # more variables, unless the user has set them
     follow: bool = True  # show the programs' logs on stderr
+    receiver: bool = False  # where there is the sandbox, it is told of jobs' ends: somebody has to be
     imitation: bool = False  # never the real service, whatever key the user's environment has
     broker_url: str | None = None  # a broker that runs already, instead of a Valkey of the stack's own
     worker_options: str = ""  # put behind the Procfile's worker line: of an option given twice, Celery takes the last
@@ -213,9 +214,14 @@ class Stack:
     def _new_key(self) -> str:
         """Make a service without limits, and take its key: the command shows it once."""
         output = self._directory / ".key"
-        argv = (*OURSELVES, "services", "create", f"dev-{secrets.token_hex(2)}", "--json")
+        name = f"dev-{secrets.token_hex(2)}"
+        argv = (*OURSELVES, "services", "create", name, "--json")
         try:
             self._watch.run(self._program("services", argv, output=output))
+            if self._options.receiver and self._sandbox_url:
+                url = f"{self._sandbox_url}/_sandbox/receiver"
+                told = (*OURSELVES, "services", "set", name, "--callback-url", url)
+                self._watch.run(self._program("services", told))
             return str(json.loads(output.read_text())["key"])
         except (ValueError, KeyError):
             raise StackError("`pipeline services create --json` printed no key") from None

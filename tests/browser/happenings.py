@@ -45,8 +45,15 @@ def happen(product: RunningStack) -> Happenings:
     nowhere = f"{product.sandbox_url}/nobody-listens-here"
     job_ids.append(job(product, "a castle [sandbox:nsfw]", callback_url=nowhere))
     ended(product, *job_ids)
+    service = api.call("GET", f"{product.url}/v1/jobs/{job_ids[0]}", key=product.api_key)[1]["service"]
     return Happenings(
         job_id=job_ids[0],
         failed_id=job_ids[3],
-        pages={"job": f"/jobs/{job_ids[0]}", "job-failed": f"/jobs/{job_ids[3]}"},
+        pages={
+            "job": f"/jobs/{job_ids[0]}",
+            "job-failed": f"/jobs/{job_ids[3]}",
+            "playground-job": f"/playground?job={job_ids[0]}",
+            "playground-model": "/playground?model=wavespeed-ai/flux-dev-lora",
+            "service": f"/services/{service}",
+        },
     )

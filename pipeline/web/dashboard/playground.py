@@ -64,13 +64,12 @@ LINES: Mapping[str, tuple[str, str]] = {
 def show() -> ResponseReturnValue:
     """The form: as it is at first, or as it was for one `job`, with what became of that."""
     rt = page.runtime()
-    if (wanted := request.args.get("job")) is None:
-        return _page(rt, entered.fresh(rt.catalogue(), _model(rt), request.args.get("service", "")))
-    with rt.db.transaction() as tx:
-        row = reading.job(tx, page.id_of(wanted, UnknownJob))
+    row = _job(rt)
     if row is None:
-        raise UnknownJob
-    return _page(rt, entered.of_job(rt.catalogue(), row, deadline_s=rt.settings.deadline_s), row=row)
+        form = entered.fresh(rt.catalogue(), _model(rt), request.args.get("service", ""))
+    else:
+        form = entered.of_job(rt.catalogue(), row, deadline_s=rt.settings.deadline_s)
+    return _page(rt, form, row)
 
 
 @bp.post("/playground")
@@ -79,7 +78,7 @@ def run() -> ResponseReturnValue:
     rt = page.runtime()
     form = entered.sent(rt.catalogue(), request.form)
     if request.form.get("do") != "run":
-        return _page(rt, form)
+        return _page(rt, form, _job(rt))
     try:
         wanted = form.request()
         service = _service(rt, form.service)
@@ -88,10 +87,22 @@ def run() -> ResponseReturnValue:
             job_id, _ = accept.take(rt, service, wanted, key=form.key(wanted))
             entry.target = str(job_id)
     except PipelineError as error:
-        answer = current_app.make_response(_page(rt, form, refused=error))
+        answer = current_app.make_response(_page(rt, form, _job(rt), refused=error))
         answer.status_code = error.status
         return answer
     return redirect(url_for(".show", job=job_id), 303)
+
+
+def _job(rt: Runtime) -> Any:
+    """The job that the address names, if any."""
+    named = request.args.get("job")
+    if named is None:
+        return None
+    with rt.db.transaction() as tx:
+        row = reading.job(tx, page.id_of(named, UnknownJob))
+    if row is None:
+        raise UnknownJob
+    return row
 
 
 def _model(rt: Runtime) -> str:
@@ -122,7 +133,7 @@ def _service(rt: Runtime, name: str) -> Service:
     return found
 
 
-def _page(rt: Runtime, form: Entered, *, row: Any = None, refused: PipelineError | None = None) -> str:
+def _page(rt: Runtime, form: Entered, row: Any, *, refused: PipelineError | None = None) -> str:
     with rt.db.transaction() as tx:
         services = [one for one in registry.everyone(tx) if one.revoked_at is None]
     names = [one.name for one in services] or [OURS]
@@ -130,9 +141,9 @@ def _page(rt: Runtime, form: Entered, *, row: Any = None, refused: PipelineError
         usual = next((one.name for one in services if not one.operator), names[0])
         form = replace(form, service=OURS if OURS in names else usual)
     wanted, problem = _checked(rt, form)
-    fields, others = _beside(form, refused or (problem if row is None else None))
+    fields, others = _beside(form, refused or problem)
     if request.method == "GET":  # nobody has typed anything yet
-        fields = {name: said for name, said in fields.items() if name == "model"}
+        fields, others = {name: said for name, said in fields.items() if name == "model"}, []
     return page.show(
         "playground.html",
         form=form,

@@ -92,8 +92,12 @@ document.addEventListener('submit', (event) => {
 addEventListener('pageshow', () => { for (const form of document.forms) delete form.dataset.sent })
 
 // --- Filters take effect as they are chosen; forms that show something else for another choice do too -------------
+let pressed = null // the button on which the pointer is down: who leaves a field for a button means the button
+addEventListener('pointerdown', (event) => { pressed = event.target.closest('button') }, true)
+addEventListener('pointerup', () => setTimeout(() => { pressed = null }), true)
 document.addEventListener('change', (event) => {
-  if (event.target.matches('[data-submits]')) event.target.form.requestSubmit(event.target.form.querySelector('[data-look]'))
+  const form = event.target.matches('[data-submits]') ? event.target.form : null
+  if (form && pressed?.form !== form) form.requestSubmit(form.querySelector('[data-look]'))
 })
 
 // --- Copy what stands in an element ---------------------------------------------------------------------------------
