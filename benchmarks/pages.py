@@ -103,6 +103,7 @@ PATHS = [
     "/notifications?state=unaddressed",
     "/notifications?service=a-shop",
     "/review",
+    "/models",
     "/services",
     "/services/a-shop",
     "/audit",
@@ -184,7 +185,13 @@ def older(client: FlaskClient) -> list[str]:
 def of_one(ids: list[UUID]) -> list[str]:
     """The pages of one job, its callback and its notification."""
     one = ids[len(ids) // 2]
-    return [f"/jobs/{one}", f"/callbacks/{one}", f"/notifications/{one}", f"/audit?target={one}"]
+    return [
+        f"/jobs/{one}",
+        f"/playground?job={one}",
+        f"/callbacks/{one}",
+        f"/notifications/{one}",
+        f"/audit?target={one}",
+    ]
 
 
 def measure(client: FlaskClient, path: str, times: int) -> list[float]:

@@ -27,7 +27,6 @@ class Control:
             web.post("/_sandbox/rotate-secret", refusing(self._rotate_secret)),
             web.post("/_sandbox/balance", refusing(self._set_balance)),
             web.post("/_sandbox/reset", refusing(self._reset)),
-            web.post("/_sandbox/receiver", refusing(self._receive)),
         ]
 
     async def _faults(self, _: web.Request) -> web.Response:
@@ -73,8 +72,3 @@ class Control:
     async def _reset(self, _: web.Request) -> web.Response:
         await self._provider.reset()
         return reply({"reset": True})
-
-    async def _receive(self, request: web.Request) -> web.Response:
-        """Be a receiver of notifications, for who has none yet: whatever comes is taken, and forgotten."""
-        await request.read()
-        return web.Response(status=204)
