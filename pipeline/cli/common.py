@@ -1,9 +1,12 @@
 """What the commands share: where they print, whom they act for, how they read their arguments."""
 
+import getpass
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
@@ -13,10 +16,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline import telemetry
+from pipeline import telemetry, times
 from pipeline.cli import at_the_end
 from pipeline.deployment import COMMAND_POOL
 from pipeline.errors import InvalidInput, UnknownJob
+from pipeline.lifecycle.trail import Entry, trail
 from pipeline.nudges import Nudger
 from pipeline.runtime import Runtime, from_environment
 from pipeline.store import reading
@@ -75,6 +79,36 @@ def job_id_of(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise InvalidInput(f"{text!r} is not a job's id.") from None
+
+
+def id_of(text: str, what: str) -> UUID:
+    """The id of a *what* that *text* spells; else InvalidInput."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidInput(f"{text!r} is not a {what}'s id.") from None
+
+
+def time_of(rt: Runtime, option: str, text: str | None) -> datetime | None:
+    """The time, or the age, that is given by *option*, if any."""
+    return None if text is None else times.read(text, option, now=datetime.fromtimestamp(rt.unix_time(), UTC))
+
+
+def user() -> str | None:
+    """Who types: the name of this machine's user, unless it has none, as in many a container."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None
+
+
+@contextmanager
+def acting(
+    rt: Runtime, action: str, target: object = None, *, by: str | None = None, **data: str | int | float | bool | None
+) -> Iterator[Entry]:
+    """Do one thing in the name of who types, or of *by*; it stands in the audit as what is done at the dashboard."""
+    with trail(rt, f"cli:{by or user() or '?'}", "command line", action, target, **data) as entry:
+        yield entry
 
 
 def json_object(text: str) -> dict[str, Any]:
