@@ -45,7 +45,7 @@ def tables(rt: Runtime) -> dict[str, list[str]]:
     """All there is in the database."""
     with rt.db.transaction() as tx:
         return {
-            name: list(tx.execute(text(f"SELECT x::text FROM {name} x ORDER BY 1")).scalars())  # noqa: S608
+            name: list(tx.execute(text(f"SELECT x::text FROM {name} x ORDER BY 1")).scalars())
             for name in Base.metadata.tables
         }
 
