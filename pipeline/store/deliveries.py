@@ -13,11 +13,8 @@ from pipeline.store.tables import NOW, JobRow, ServiceRow, id_from
 
 REPLAYED_AT_A_TIME = 1000
 
-AT_MOST = 5000
+AT_MOST = 2500
 """How many entries of the leading index one page looks at."""
-
-_CLOCKS_S = 3600.0
-"""How far the clock that makes ids may be from the database's, in seconds."""
 
 _SERVICE = (
     select(ServiceRow.name)
@@ -110,16 +107,19 @@ def page(tx: Connection, wanted: Wanted, *, before: UUID | None = None, limit: i
     What leads is one index, and AT_MOST of its entries are looked at, whatever the filter: so a page may end before it
     is full, with a place to go on from.
     """
-    lead = _lead(tx, wanted, before)
+    answered = wanted in (Wanted(job_id=wanted.job_id), Wanted(state=Told.DEAD), Wanted(state=Told.PENDING))
+    lead = _lead(tx, wanted, before, at_most=limit + 1 if answered else AT_MOST)
     query = select(*_COLUMNS).join(lead, lead.c.id == NotificationRow.id).where(*wanted.conditions())
     order = (lead.c.at.desc(), lead.c.id.desc())
     rows = tx.execute(query.order_by(*order).limit(limit + 1)).all()
     if len(rows) > limit:
         return Page(rows[:limit], rows[limit - 1].id)
+    if answered:
+        return Page(rows, None)
     return Page(rows, tx.execute(select(lead.c.id).order_by(*order).offset(AT_MOST - 1).limit(1)).scalar())
 
 
-def _lead(tx: Connection, wanted: Wanted, before: UUID | None) -> CTE:
+def _lead(tx: Connection, wanted: Wanted, before: UUID | None, *, at_most: int) -> CTE:
     """Entries of the index that leads, in order: `id`, and `at` where that is not the order by itself."""
     row = NotificationRow
     if wanted.state == Told.DEAD and wanted.job_id is None:
@@ -131,7 +131,7 @@ def _lead(tx: Connection, wanted: Wanted, before: UUID | None) -> CTE:
         at = before and tx.execute(select(row.created_at).where(row.id == before)).scalar()
         if at:
             query = query.where(tuple_(row.created_at, row.id) < tuple_(at, before))
-        return query.order_by(row.created_at.desc(), row.id.desc()).limit(AT_MOST).cte("lead")
+        return query.order_by(row.created_at.desc(), row.id.desc()).limit(at_most).cte("lead")
     source: Any = row.__table__
     if wanted.state == Told.PENDING:  # few, most likely, and anywhere: all of them first, then in order
         pending = select(row.id, row.job_id).where(row.due_at.is_not(None)).cte("pending")
@@ -140,12 +140,12 @@ def _lead(tx: Connection, wanted: Wanted, before: UUID | None) -> CTE:
     if wanted.job_id is not None:
         listed = listed.where(source.c.job_id == wanted.job_id)
     if wanted.since is not None:
-        listed = listed.where(source.c.id >= id_from(max(wanted.since.timestamp() - _CLOCKS_S, 0)))
+        listed = listed.where(source.c.id >= id_from(max(wanted.since.timestamp(), 0)))
     if wanted.until is not None:
-        listed = listed.where(source.c.id < id_from(max(wanted.until.timestamp() + _CLOCKS_S, 0)))
+        listed = listed.where(source.c.id < id_from(max(wanted.until.timestamp(), 0)))
     if before is not None:
         listed = listed.where(source.c.id < before)
-    return listed.order_by(source.c.id.desc()).limit(AT_MOST).cte("lead")
+    return listed.order_by(source.c.id.desc()).limit(at_most).cte("lead")
 
 
 def of(tx: Connection, notification_ids: Collection[UUID]) -> dict[UUID, list[Any]]:
