@@ -46,8 +46,19 @@ def verify(secrets: Iterable[str], headers: Mapping[str, str], body: bytes, *, n
     webhook_id, timestamp, given = well_formed(headers)
     for secret in secrets:
         if hmac.compare_digest(_digest(secret, webhook_id, timestamp, body), given):
-            return Freshness.FRESH if abs(now - int(timestamp)) <= TOLERANCE_S else Freshness.STALE
+            return freshness(headers, at=now)
     raise BadSignature("The signature matches none of the webhook secrets.", well_formed=True)
+
+
+def freshness(headers: Mapping[str, str], *, at: float) -> Freshness:
+    """
+    How old an authentic message was at that Unix time.
+
+    Raises:
+        BadSignature: Its headers are malformed.
+    """
+    _, timestamp, _ = well_formed(headers)
+    return Freshness.FRESH if abs(at - int(timestamp)) <= TOLERANCE_S else Freshness.STALE
 
 
 def well_formed(headers: Mapping[str, str]) -> tuple[str, str, str]:

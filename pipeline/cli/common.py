@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline import prices, telemetry
+from pipeline import prices, telemetry, times
 from pipeline.cli import at_the_end
 from pipeline.deployment import COMMAND_POOL
 from pipeline.errors import InvalidInput, UnknownJob
@@ -87,10 +88,20 @@ def service_name(name: str) -> str:
 
 def job_id_of(text: str) -> UUID:
     """The id that *text* spells; else InvalidInput."""
+    return id_of(text, "job")
+
+
+def id_of(text: str, what: str) -> UUID:
+    """The id of a *what* that *text* spells; else InvalidInput."""
     try:
         return UUID(text)
     except ValueError:
-        raise InvalidInput(f"{text!r} is not a job's id.") from None
+        raise InvalidInput(f"{text!r} is not a {what}'s id.") from None
+
+
+def time_of(rt: Runtime, option: str, text: str | None) -> datetime | None:
+    """The time, or the age, that is given by *option*, if any."""
+    return None if text is None else times.read(text, option, now=datetime.fromtimestamp(rt.unix_time(), UTC))
 
 
 def user() -> str | None:

@@ -31,6 +31,10 @@ COMMANDS = {
     "cancel": ("pipeline.cli.actions", "Take a queued job back: it is never submitted."),
     "retry": ("pipeline.cli.actions", "Hand in a new job like one that has ended."),
     "evidence": ("pipeline.cli.actions", "Give everything that is known of a job, as one JSON value."),
+    "replay": (
+        "pipeline.cli.replay",
+        "Have callbacks that were kept judged again, by today's code: each moves its job if it brings news.",
+    ),
     "account": (
         "pipeline.cli.account",
         "Show how the provider account is: halted, backing off, on trial, and what it may do at once.",

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,11 +10,11 @@ from rich.text import Text
 
 from pipeline import views
 from pipeline.cli import complete
-from pipeline.cli.common import AsJson, err, folding_table, out, plain, runtime
-from pipeline.errors import InvalidInput, NotAllowedNow
+from pipeline.cli.common import AsJson, acting, err, folding_table, id_of, out, plain, runtime, time_of
+from pipeline.errors import NotAllowedNow
+from pipeline.lifecycle import redeliver as redelivery
 from pipeline.runtime import Runtime
 from pipeline.store import deliveries, endpoints, keys
-from pipeline.store import notifications as outbox
 from pipeline.store.deliveries import Wanted
 from pipeline.store.outbox import Told
 
@@ -73,7 +72,7 @@ def show_notification(
 ) -> None:
     """Show one notification, with every try and what was answered; with --json what was sent, too."""
     rt = runtime()
-    notification_id = _id(notification)
+    notification_id = id_of(notification, "notification")
     with rt.db.transaction() as tx:
         found = deliveries.newest(tx, Wanted(ids=[notification_id]), at_most=1)
         tries = deliveries.of(tx, [notification_id])[notification_id]
@@ -119,7 +118,7 @@ def replay(
     Each keeps its id, so a receiver that had it after all knows it again.
     """
     rt = runtime()
-    ids = [_id(one) for one in notification or ()] or None
+    ids = [id_of(one, "notification") for one in notification or ()] or None
     if ids:
         with rt.db.transaction() as tx:
             known = {row.id for row in deliveries.newest(tx, Wanted(ids=ids), at_most=len(ids))}
@@ -132,19 +131,11 @@ def replay(
         with rt.db.transaction() as tx:
             _say_count(deliveries.count(tx, wanted), "would be sent again", as_json=as_json)
         return
-    sent: list[str] = []
-    begun = datetime.now(UTC)
-    while True:
-        with rt.db.transaction() as tx:
-            batch = deliveries.replay(tx, wanted)
-        sent += batch
-        rt.nudge("notify")
-        if len(batch) < deliveries.REPLAYED_AT_A_TIME or datetime.now(UTC) - begun > timedelta(hours=1):
-            break
-    _say_count(len(sent), "are sent again", as_json=as_json)
-    with rt.db.transaction() as tx:
-        off = {one.name for one in endpoints.troubled(tx) if one.off_at}
-    for name in sorted(off.intersection(sent)):
+    asked: dict[str, Any] = {**chosen, "since": since, "until": until, "ids": len(ids) if ids else None}
+    with acting(rt, "notification.replay", ids[0] if ids and len(ids) == 1 else None, **asked):
+        sent = redelivery.redeliver(rt, wanted)
+    _say_count(sent.count, "are sent again", as_json=as_json)
+    for name in sent.switched_off:
         err.print(plain(f"{name} is switched off; `pipeline notifications enable '{name}'` does not wait for a probe"))
 
 
@@ -169,11 +160,8 @@ def list_endpoints(*, as_json: AsJson = False) -> None:
 def enable(endpoint: Annotated[str, typer.Argument(help="Its whole name, as `endpoints` shows it.")]) -> None:
     """Send to an endpoint again that was switched off because it failed for days."""
     rt = runtime()
-    with rt.db.transaction() as tx:
-        if not endpoints.switch_on(tx, endpoint):
-            raise NotAllowedNow(f"There is no endpoint {endpoint!r} that is switched off.")
-        outbox.tell_of_endpoint(tx, "endpoint.switched_on", endpoint, {"by": "a person"})
-    rt.nudge("notify")
+    with acting(rt, "endpoint.enable", endpoint):
+        redelivery.switch_on(rt, endpoint)
     err.print(plain(f"{endpoint} is on"))
 
 
@@ -206,30 +194,10 @@ def _wanted(
         service=chosen["service"],
         event=chosen["event"],
         endpoint=chosen["endpoint"],
-        job_id=_id(chosen["job"], "job") if chosen["job"] else None,
-        since=_time(rt, "--since", since),
-        until=_time(rt, "--until", until),
+        job_id=id_of(chosen["job"], "job") if chosen["job"] else None,
+        since=time_of(rt, "--since", since),
+        until=time_of(rt, "--until", until),
     )
-
-
-def _time(rt: Runtime, option: str, text: str | None) -> datetime | None:
-    """A time with its zone (UTC, unless it says), or so long ago: 90s, 15m, 6h, 2d."""
-    if text is None:
-        return None
-    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-    number, unit = text[:-1], text[-1:]
-    if number.isascii() and number.isdigit() and len(number) < 7 and unit in units:
-        try:
-            return datetime.fromtimestamp(rt.unix_time(), UTC) - timedelta(**{units[unit]: int(number)})
-        except OverflowError:
-            raise InvalidInput(f"{option}: {text} ago was before the year 1.") from None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidInput(
-            f"{option}: {text!r} is neither a time, such as 2026-01-31T12:00Z, nor an age, as 6h."
-        ) from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _say_count(count: int, what: str, *, as_json: bool) -> None:
@@ -268,10 +236,3 @@ def _endpoint_view(one: endpoints.Endpoint) -> dict[str, Any]:
         "probe_at": views.time(one.probe_at),
         "error": one.error,
     }
-
-
-def _id(text: str, what: str = "notification") -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise InvalidInput(f"{text!r} is not a {what}'s id.") from None

@@ -1,6 +1,5 @@
 """Outputs that were flagged as unsafe: a person looks at them, and releases or purges them."""
 
-import getpass
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 from rich.table import Table
 
 from pipeline import views
-from pipeline.cli.common import AsJson, err, job_id_of, out, plain, runtime
+from pipeline.cli.common import AsJson, acting, err, job_id_of, out, plain, runtime, user
 from pipeline.errors import InvalidInput
 from pipeline.runtime import Runtime
 from pipeline.store import reviews
@@ -78,7 +77,8 @@ def release_output(job: Job, *, index: Index = None, by: By = None, as_json: AsJ
     from pipeline.lifecycle import review as decisions  # noqa: PLC0415 - spares the other commands its imports
 
     def one(rt: Runtime, job_id: UUID, number: int, who: str) -> str:
-        decisions.release(rt, job_id, number, by=who)
+        with acting(rt, "output.release", job_id, by=who, output=number):
+            decisions.release(rt, job_id, number, by=who)
         return "released"
 
     _decide(job, index, by, one, as_json=as_json)
@@ -100,7 +100,8 @@ def purge_output(
         typer.confirm("What is purged is gone for good. Go on?", abort=True, err=True)
 
     def one(rt: Runtime, job_id: UUID, number: int, who: str) -> str:
-        return "purged" if decisions.purge(rt, job_id, number, by=who) else "purged before"
+        with acting(rt, "output.purge", job_id, by=who, output=number):
+            return "purged" if decisions.purge(rt, job_id, number, by=who) else "purged before"
 
     _decide(job, index, by, one, as_json=as_json)
 
@@ -126,11 +127,9 @@ def _decide(
 
 
 def _who(by: str | None) -> str:
+    by = user() if by is None else by
     if by is None:
-        try:
-            by = getpass.getuser()
-        except (OSError, KeyError):  # in a container a user may have no name
-            raise InvalidInput("This user has no name here: say who decides, by --by NAME.") from None
+        raise InvalidInput("This user has no name here: say who decides, by --by NAME.")
     name = by.strip()
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise InvalidInput(f"--by: must be a name of 1 to {MAX_NAME} printable characters.")

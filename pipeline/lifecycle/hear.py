@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 from pipeline import telemetry
 from pipeline.errors import BadSignature, MalformedRequest
-from pipeline.predictions import Status, Unreadable, read, storable
+from pipeline.predictions import Prediction, Status, Unreadable, read, storable
 from pipeline.runtime import Runtime
 from pipeline.signatures import Freshness, verify
 from pipeline.store import inbox
+from pipeline.store.database import Transaction
 from pipeline.store.inbox import Delivery, Heard
 from pipeline.store.tables import Verdict
 
@@ -36,28 +37,43 @@ def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> He
             rt.nudge("secrets")  # a worker fetches it, at most once a minute over all processes
         raise
     delivery = Delivery(token, _kept(headers), body)
-    try:
-        prediction = read(body)
-    except Unreadable as error:
-        with rt.db.transaction() as tx:
-            heard = inbox.file(tx, delivery, Verdict.UNREADABLE, prediction_id=None)
-        _told(rt, heard)
-        raise MalformedRequest(f"The callback is authentic but unreadable: {error}") from None
+    prediction, wrong = said(body)
     with rt.db.transaction() as tx:
-        if freshness is Freshness.STALE:
-            heard = inbox.file(tx, delivery, Verdict.STALE, prediction_id=prediction.id)
-        else:
-            heard = inbox.hear(tx, delivery, prediction, poll_s=rt.settings.first_poll_s)
-            if heard.verdict == Verdict.SUSPICIOUS and heard.attempt_id:
-                inbox.look_now(tx, heard.attempt_id)
-    _told(rt, heard)
-    if heard.verdict == Verdict.APPLIED and prediction.status is Status.COMPLETED and rt.settings.archive_url != "off":
-        rt.nudge("archive")
+        heard = take(rt, tx, delivery, prediction, freshness)
+    tell(rt, heard, prediction)
+    if wrong:
+        raise MalformedRequest(f"The callback is authentic but unreadable: {wrong}")
     return heard
 
 
-def _told(rt: Runtime, heard: Heard) -> None:
-    log.info("callback.heard", verdict=heard.verdict, job_id=heard.job_id and str(heard.job_id), before=heard.before)
+def said(body: bytes) -> tuple[Prediction | None, str]:
+    """What a callback says; or why it cannot be read."""
+    try:
+        return read(body), ""
+    except Unreadable as error:
+        return None, str(error)
+
+
+def take(
+    rt: Runtime, tx: Transaction, delivery: Delivery, prediction: Prediction | None, freshness: Freshness
+) -> Heard:
+    """Have an authentic callback do what it may, whether it comes just now or is replayed. `tell` after the commit."""
+    if prediction is None:
+        return inbox.file(tx, delivery, Verdict.UNREADABLE, prediction_id=None)
+    if freshness is Freshness.STALE:
+        return inbox.file(tx, delivery, Verdict.STALE, prediction_id=prediction.id)
+    heard = inbox.hear(tx, delivery, prediction, poll_s=rt.settings.first_poll_s)
+    if heard.verdict == Verdict.SUSPICIOUS and heard.attempt_id:
+        inbox.look_now(tx, heard.attempt_id)
+    return heard
+
+
+def tell(rt: Runtime, heard: Heard, prediction: Prediction | None, *, event: str = "callback.heard") -> None:
+    """Log what became of a callback, and wake whoever has to do with it."""
+    log.info(event, verdict=heard.verdict, job_id=heard.job_id and str(heard.job_id), before=heard.before)
+    completed = prediction is not None and prediction.status is Status.COMPLETED
+    if heard.verdict == Verdict.APPLIED and completed and rt.settings.archive_url != "off":
+        rt.nudge("archive")
     if heard.verdict == Verdict.APPLIED:
         rt.nudge("submit", *(["notify"] if heard.tell else ()))  # a place at the provider came free
     elif heard.verdict in {Verdict.STALE, Verdict.SUSPICIOUS, Verdict.UNREADABLE}:

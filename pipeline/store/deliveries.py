@@ -6,12 +6,15 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select, update
+from sqlalchemy import CTE, ColumnElement, Connection, func, literal_column, or_, select, tuple_, update
 
 from pipeline.store.outbox import DeliveryRow, NotificationRow, Told
-from pipeline.store.tables import NOW, JobRow, ServiceRow
+from pipeline.store.tables import NOW, JobRow, ServiceRow, id_from
 
 REPLAYED_AT_A_TIME = 1000
+
+AT_MOST = 2500
+"""How many entries of the leading index one page looks at."""
 
 _SERVICE = (
     select(ServiceRow.name)
@@ -54,11 +57,16 @@ class Wanted:
     until: datetime | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        """In SQL."""
+        """In SQL. What a partial index needs is said literally: a prepared statement is planned without its values."""
         row = NotificationRow
         found: list[ColumnElement[bool]] = []
+        if self.state in set(Told):
+            found.append(row.state == literal_column(f"'{self.state}'"))
+        elif self.state is not None:
+            found.append(literal_column("false"))
+        if self.state == Told.PENDING:
+            found.append(row.due_at.is_not(None))
         for column, value in (
-            (row.state, self.state),
             (row.event, self.event),
             (row.audience, self.audience),
             (row.job_id, self.job_id),
@@ -84,6 +92,62 @@ def newest(tx: Connection, wanted: Wanted, *, at_most: int) -> Sequence[Any]:
     return tx.execute(query.order_by(NotificationRow.id.desc()).limit(at_most)).all()
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Notifications, newest first, and the id that the next page begins after; None: there is no more."""
+
+    rows: Sequence[Any]
+    next: UUID | None
+
+
+def page(tx: Connection, wanted: Wanted, *, before: UUID | None = None, limit: int) -> Page:
+    """
+    The newest of them, older than *before*.
+
+    What leads is one index, and AT_MOST of its entries are looked at, whatever the filter: so a page may end before it
+    is full, with a place to go on from.
+    """
+    answered = wanted in (Wanted(job_id=wanted.job_id), Wanted(state=Told.DEAD), Wanted(state=Told.PENDING))
+    lead = _lead(tx, wanted, before, at_most=limit + 1 if answered else AT_MOST)
+    query = select(*_COLUMNS).join(lead, lead.c.id == NotificationRow.id).where(*wanted.conditions())
+    order = (lead.c.at.desc(), lead.c.id.desc())
+    rows = tx.execute(query.order_by(*order).limit(limit + 1)).all()
+    if len(rows) > limit:
+        return Page(rows[:limit], rows[limit - 1].id)
+    if answered:
+        return Page(rows, None)
+    return Page(rows, tx.execute(select(lead.c.id).order_by(*order).offset(AT_MOST - 1).limit(1)).scalar())
+
+
+def _lead(tx: Connection, wanted: Wanted, before: UUID | None, *, at_most: int) -> CTE:
+    """Entries of the index that leads, in order: `id`, and `at` where that is not the order by itself."""
+    row = NotificationRow
+    if wanted.state == Told.DEAD and wanted.job_id is None:
+        query = select(row.id, row.created_at.label("at")).where(row.state == literal_column("'dead'"))
+        if wanted.since is not None:
+            query = query.where(row.created_at >= wanted.since)
+        if wanted.until is not None:
+            query = query.where(row.created_at < wanted.until)
+        at = before and tx.execute(select(row.created_at).where(row.id == before)).scalar()
+        if at:
+            query = query.where(tuple_(row.created_at, row.id) < tuple_(at, before))
+        return query.order_by(row.created_at.desc(), row.id.desc()).limit(at_most).cte("lead")
+    source: Any = row.__table__
+    if wanted.state == Told.PENDING:  # few, most likely, and anywhere: all of them first, then in order
+        pending = select(row.id, row.job_id).where(row.due_at.is_not(None)).cte("pending")
+        source = pending.prefix_with("MATERIALIZED")
+    listed = select(source.c.id, literal_column("0").label("at"))
+    if wanted.job_id is not None:
+        listed = listed.where(source.c.job_id == wanted.job_id)
+    if wanted.since is not None:
+        listed = listed.where(source.c.id >= id_from(max(wanted.since.timestamp(), 0)))
+    if wanted.until is not None:
+        listed = listed.where(source.c.id < id_from(max(wanted.until.timestamp(), 0)))
+    if before is not None:
+        listed = listed.where(source.c.id < before)
+    return listed.order_by(source.c.id.desc()).limit(at_most).cte("lead")
+
+
 def of(tx: Connection, notification_ids: Collection[UUID]) -> dict[UUID, list[Any]]:
     """The tries to tell of each of these, in order."""
     query = select(DeliveryRow).where(DeliveryRow.notification_id.in_(notification_ids))
@@ -94,10 +158,10 @@ def of(tx: Connection, notification_ids: Collection[UUID]) -> dict[UUID, list[An
     return found
 
 
-def count(tx: Connection, wanted: Wanted) -> int:
-    """How many of them `replay` would send again."""
-    query = select(func.count()).select_from(NotificationRow).where(*wanted.conditions(), _replayable())
-    return int(tx.execute(query).scalar_one())
+def count(tx: Connection, wanted: Wanted, *, at_most: int | None = None) -> int:
+    """How many of them `replay` would send again; counting may stop at a number."""
+    chosen = select(NotificationRow.id).where(*wanted.conditions(), _replayable()).limit(at_most).subquery()
+    return int(tx.execute(select(func.count()).select_from(chosen)).scalar_one())
 
 
 def replay(tx: Connection, wanted: Wanted) -> list[str]:

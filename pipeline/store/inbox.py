@@ -1,8 +1,13 @@
-"""The inbox: every authentic callback is kept, and the one that brings news moves its job, in one statement."""
+"""
+The inbox: every authentic callback is kept, and the one that brings news moves its job, in one statement.
+
+One that was kept can be replayed: the same statement judges it again, and notes what came of it beside the verdict it
+got when it came.
+"""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -27,6 +32,8 @@ class Delivery:
     token: str
     headers: Mapping[str, str]
     body: bytes
+    id: UUID = field(default_factory=new_id)
+    kept: bool = False  # it is in the inbox: it is replayed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +51,31 @@ class Heard:
 # The URL is not covered by the signature, so an authentic body proves itself by its id and model as well. The verdict
 # of an earlier attempt counts; but its failure does not end a job whose later attempt is under way and was paid for.
 # The attempt is locked before the job, as whoever records an answer does: the other way they would wait in a circle.
-_HEAR = text(f"""
-    WITH known AS MATERIALIZED (
+_KNOWN = """
         SELECT a.id AS attempt_id, a.number, a.prediction_id, a.job_id, j.state, j.model, j.settled_by,
                j.reserved, j.admitted,
-               j.current_attempt = a.id AS current, j.prediction_id = :prediction_id AS told_before
+               j.current_attempt = a.id AS current, j.prediction_id = {prediction_id} AS told_before
         FROM attempts a JOIN jobs j ON j.id = a.job_id
-        WHERE a.token = :token FOR UPDATE OF a, j
+        WHERE a.token = {token}
+"""
+
+_VERDICT = """CASE
+            WHEN k.prediction_id <> {prediction_id}
+              OR k.prediction_id IS NULL AND (k.model <> coalesce({model}, k.model)
+                 OR EXISTS (SELECT 1 FROM attempts o WHERE o.prediction_id = {prediction_id})) THEN 'suspicious'
+            WHEN (k.state || '>' || {to}) = ANY(:legal)
+              AND (k.current OR {to} = 'completed' OR k.state <> ALL(:in_flight)) THEN 'applied'
+            WHEN k.state = {to} AND k.told_before AND (k.settled_by = :via OR {to} = 'processing') THEN 'duplicate'
+            ELSE 'late' END
+"""
+
+_ONE = {name: f":{name}" for name in ("token", "prediction_id", "model", "to")}
+
+_MOVED = f"""
+    WITH known AS MATERIALIZED (
+        {_KNOWN.format_map(_ONE)} FOR UPDATE OF a, j
     ), judged AS (
-        SELECT k.*, CASE
-            WHEN k.prediction_id <> :prediction_id
-              OR k.prediction_id IS NULL AND (k.model <> coalesce(:model, k.model)
-                 OR EXISTS (SELECT 1 FROM attempts o WHERE o.prediction_id = :prediction_id)) THEN 'suspicious'
-            WHEN (k.state || '>' || :to) = ANY(:legal)
-              AND (k.current OR :to = 'completed' OR k.state <> ALL(:in_flight)) THEN 'applied'
-            WHEN k.state = :to AND k.told_before AND (k.settled_by = :via OR :to = 'processing') THEN 'duplicate'
-            ELSE 'late' END AS verdict
+        SELECT k.*, {_VERDICT.format_map(_ONE)} AS verdict
         FROM known k
     ), learnt AS (
         UPDATE attempts a SET prediction_id = :prediction_id, outcome = 'accepted',
@@ -90,29 +106,55 @@ _HEAR = text(f"""
                        ELSE coalesce(j.price, 0) END AS spent
     ), {budgets.FREED}, {assets.PLANNED}, {notifications.PLANNED}, told AS (
         INSERT INTO events (job_id, seq, at, kind, data)
-        SELECT id, last_seq, clock_timestamp(), 'job.' || :to, jsonb_build_object('from', "from", 'via', :via)
+        SELECT id, last_seq, clock_timestamp(), 'job.' || :to,
+               jsonb_build_object('from', "from", 'via', :via) || CAST(:note AS jsonb)
         FROM moved
     )
+"""
+
+_FOUND = """(SELECT state FROM judged), (SELECT current FROM judged), (SELECT number FROM judged),
+              (SELECT due_at <= clock_timestamp() FROM planned) IS TRUE AS tell
+"""
+
+_HEAR = text(f"""
+    {_MOVED}
     INSERT INTO callbacks (id, received_at, token, attempt_id, job_id, prediction_id, verdict, headers, body)
     SELECT :id, clock_timestamp(), :token, g.attempt_id, g.job_id, :prediction_id, coalesce(g.verdict, 'orphan'),
            CAST(:headers AS jsonb), :body
     FROM (SELECT 1) always LEFT JOIN judged g ON true
-    RETURNING verdict, job_id, attempt_id, (SELECT state FROM judged), (SELECT current FROM judged),
-              (SELECT number FROM judged), (SELECT due_at <= clock_timestamp() FROM planned) IS TRUE AS tell
+    RETURNING verdict, job_id, attempt_id, {_FOUND}
+""")
+
+# What it was when it came stays as it is. That a replay moved its job stays as well: once more, it is a repeat.
+_NOTED = """
+    UPDATE callbacks c SET
+        attempt_id = coalesce(n.attempt_id, c.attempt_id), job_id = coalesce(n.job_id, c.job_id),
+        prediction_id = coalesce(:prediction_id, c.prediction_id),
+        replayed_at = CASE WHEN c.replayed_verdict = 'applied' THEN c.replayed_at ELSE clock_timestamp() END,
+        replayed_verdict = CASE WHEN c.replayed_verdict = 'applied' THEN c.replayed_verdict ELSE n.verdict END
+"""
+
+_HEAR_AGAIN = text(f"""
+    {_MOVED} {_NOTED}
+    FROM (SELECT g.attempt_id, g.job_id, coalesce(g.verdict, 'orphan') AS verdict
+          FROM (SELECT 1) always LEFT JOIN judged g ON true) n
+    WHERE c.id = :id
+    RETURNING n.verdict, n.job_id, n.attempt_id, {_FOUND}
 """)
 
 
 def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: float) -> Heard:
     """
-    Keep a fresh callback and let it move its job, if the job's state allows.
+    Keep a fresh callback, unless it is kept, and let it move its job, if the job's state allows.
 
     *poll_s* is when to ask for the result of a task that the callback says is still running, in seconds.
     """
     to = _TARGETS[prediction.status]
     row = tx.execute(
-        _HEAR,
+        _HEAR_AGAIN if delivery.kept else _HEAR,
         {
             **_filed(delivery),
+            "note": json.dumps({"replayed": str(delivery.id)} if delivery.kept else {}),
             "prediction_id": prediction.id,
             "model": prediction.model,
             "to": to,
@@ -137,7 +179,7 @@ def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: 
     return heard
 
 
-_FILE = text("""
+_HINTED = """
     WITH known AS (
         SELECT a.id AS attempt_id, a.job_id, j.state FROM attempts a JOIN jobs j ON j.id = a.job_id
         WHERE a.token = :token
@@ -150,20 +192,33 @@ _FILE = text("""
         UPDATE jobs j SET due_at = clock_timestamp()
         FROM hinted h WHERE j.id = h.job_id
           AND (j.state IN ('processing', 'unknown') OR j.state = 'expired' AND j.prediction_id IS NOT NULL)
+    ), judged AS (
+        SELECT k.*, CASE WHEN k.job_id IS NULL AND :verdict <> 'unreadable' THEN 'orphan' ELSE :verdict END AS verdict
+        FROM (SELECT 1) always LEFT JOIN known k ON true
     )
+"""
+
+_FILE = text(f"""
+    {_HINTED}
     INSERT INTO callbacks (id, received_at, token, attempt_id, job_id, prediction_id, verdict, headers, body)
-    SELECT :id, clock_timestamp(), :token, k.attempt_id, k.job_id, :prediction_id,
-           CASE WHEN k.job_id IS NULL AND :verdict <> 'unreadable' THEN 'orphan' ELSE :verdict END,
+    SELECT :id, clock_timestamp(), :token, g.attempt_id, g.job_id, :prediction_id, g.verdict,
            CAST(:headers AS jsonb), :body
-    FROM (SELECT 1) always LEFT JOIN known k ON true
-    RETURNING verdict, job_id, attempt_id, (SELECT state FROM known)
+    FROM judged g
+    RETURNING verdict, job_id, attempt_id, (SELECT state FROM judged)
+""")
+
+_FILE_AGAIN = text(f"""
+    {_HINTED} {_NOTED}
+    FROM judged n
+    WHERE c.id = :id
+    RETURNING n.verdict, n.job_id, n.attempt_id, n.state
 """)
 
 
 def file(tx: Connection, delivery: Delivery, verdict: str, *, prediction_id: str | None) -> Heard:
-    """Keep a callback whose body is not believed (stale, unreadable), and have its job looked at now."""
+    """Keep a callback whose body is not believed (stale, unreadable), unless it is kept; have its job looked at now."""
     parameters = {**_filed(delivery), "verdict": verdict, "prediction_id": prediction_id}
-    return Heard(*tx.execute(_FILE, parameters).one())
+    return Heard(*tx.execute(_FILE_AGAIN if delivery.kept else _FILE, parameters).one())
 
 
 def look_now(tx: Connection, attempt_id: UUID) -> None:
@@ -181,9 +236,54 @@ def look_now(tx: Connection, attempt_id: UUID) -> None:
     tx.execute(statement, {"attempt_id": attempt_id})
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a callback says, for `foretell`; `verdict` when its body is not believed, whatever it says."""
+
+    token: str
+    prediction: Prediction | None
+    verdict: str | None = None
+
+
+_EACH = {"token": "s.token", "prediction_id": "s.prediction_id", "model": "s.model", "to": 's."to"'}
+
+_FORETELL = text(f"""
+    SELECT CASE WHEN k.attempt_id IS NULL AND s.verdict IS DISTINCT FROM 'unreadable' THEN 'orphan'
+                WHEN s.verdict IS NOT NULL THEN s.verdict
+                ELSE {_VERDICT.format_map(_EACH)} END, k.job_id
+    FROM jsonb_to_recordset(CAST(:said AS jsonb)) AS s(
+             n int, token text, prediction_id text, model text, "to" text, verdict text)
+        LEFT JOIN LATERAL ({_KNOWN.format_map(_EACH)}) k ON true
+    ORDER BY s.n
+""")
+
+
+def foretell(tx: Connection, said: Sequence[Said]) -> list[tuple[str, UUID | None]]:
+    """The verdict that each would get now, were it the only one to come, and its job. Nothing is locked or changed."""
+    rows = [
+        {
+            "n": n,
+            "token": one.token,
+            "verdict": one.verdict,
+            **(
+                {
+                    "prediction_id": one.prediction.id,
+                    "model": one.prediction.model,
+                    "to": _TARGETS[one.prediction.status],
+                }
+                if one.prediction
+                else {}
+            ),
+        }
+        for n, one in enumerate(said)
+    ]
+    parameters = {"said": json.dumps(rows), "legal": LEGAL, "in_flight": sorted(IN_FLIGHT), "via": Via.WEBHOOK}
+    return [(row[0], row[1]) for row in tx.execute(_FORETELL, parameters)]
+
+
 def _filed(delivery: Delivery) -> dict[str, object]:
     return {
-        "id": new_id(),
+        "id": delivery.id,
         "token": delivery.token,
         "headers": json.dumps(dict(delivery.headers)),
         "body": delivery.body,

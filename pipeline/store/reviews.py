@@ -22,15 +22,27 @@ class Decided:
 
 _LISTED = text("""
     SELECT a.id, a.job_id, a.index, s.name AS service, a.state, a.review, a.storage_key, a.content_type, a.bytes,
-           a.sha256, a.width, a.height, a.created_at, a.stored_at, a.reviewed_by, a.reviewed_at
-    FROM assets a LEFT JOIN services s ON s.id = a.service_id
+           a.sha256, a.width, a.height, a.created_at, a.stored_at, a.reviewed_by, a.reviewed_at,
+           j.model, j.input ->> 'prompt' AS prompt
+    FROM assets a LEFT JOIN services s ON s.id = a.service_id LEFT JOIN jobs j ON j.id = a.job_id
     WHERE a.review = 'quarantined' AND a.id > :after ORDER BY a.id LIMIT :limit
+""")
+
+_REVIEWED = text("""
+    SELECT a.id, a.job_id, a.index, s.name AS service, a.review, a.reviewed_by, a.reviewed_at
+    FROM assets a LEFT JOIN services s ON s.id = a.service_id
+    WHERE a.reviewed_at IS NOT NULL ORDER BY a.reviewed_at DESC LIMIT :limit
 """)
 
 
 def waiting(tx: Connection, *, after: UUID | None = None, limit: int = 100) -> Sequence[Any]:
     """Outputs under quarantine, the oldest first."""
     return tx.execute(_LISTED, {"after": after or UUID(int=0), "limit": limit}).all()
+
+
+def reviewed(tx: Connection, *, limit: int = 25) -> Sequence[Any]:
+    """What people decided last, the newest first."""
+    return tx.execute(_REVIEWED, {"limit": limit}).all()
 
 
 def waiting_of(tx: Connection, job_id: UUID) -> list[int]:

@@ -272,6 +272,8 @@ class AssetRow(Base):
         Index("assets_lost_idx", "created_at", postgresql_where=text("state = 'lost'")),
         Index("assets_stored_at_idx", "stored_at", postgresql_where=text("stored_at IS NOT NULL")),
         Index("assets_quarantined_idx", "id", postgresql_where=text("review = 'quarantined'")),
+        # What people decided, the newest first.
+        Index("assets_reviewed_at_idx", "reviewed_at", postgresql_where=text("reviewed_at IS NOT NULL")),
         # Whose bytes are still to be removed.
         Index("assets_purged_idx", "id", postgresql_where=text("review = 'purged' AND storage_key IS NOT NULL")),
         # Who shares a file.
@@ -310,6 +312,7 @@ class CallbackRow(Base):
     __tablename__ = "callbacks"
     __table_args__ = (
         CheckConstraint(one_of("verdict", Verdict.ALL), name="verdict"),
+        CheckConstraint(one_of("replayed_verdict", Verdict.ALL), name="replayed_verdict"),
         Index("callbacks_job_id_idx", "job_id"),
         Index("callbacks_prediction_id_idx", "prediction_id"),
         Index("callbacks_orphans_idx", "received_at", postgresql_where=text("job_id IS NULL")),
@@ -326,6 +329,8 @@ class CallbackRow(Base):
     verdict: Mapped[str]
     headers: Mapped[Json]
     body: Mapped[bytes]
+    replayed_at: Mapped[datetime | None]  # what came of it when a person had it judged again; once applied, it stays
+    replayed_verdict: Mapped[str | None]
 
 
 class LabelRow(Base):

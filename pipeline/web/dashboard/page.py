@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from flask.typing import ResponseReturnValue
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
-from pipeline import telemetry
+from pipeline import telemetry, times
 from pipeline.errors import FieldError, InvalidInput, PipelineError, UnknownPath
 from pipeline.lifecycle.trail import Entry, trail
 from pipeline.runtime import Runtime
 from pipeline.store import attention
-from pipeline.web.dashboard import words
+from pipeline.web.dashboard.words import FILTERS
 
 log = telemetry.get(__name__)
 
@@ -44,7 +45,7 @@ def register(dashboard: Blueprint) -> None:
 
     @dashboard.record_once
     def teach(state: Any) -> None:
-        state.app.jinja_env.filters |= words.FILTERS
+        state.app.jinja_env.filters |= FILTERS
         state.app.jinja_env.trim_blocks = True
         state.app.jinja_env.lstrip_blocks = True
 
@@ -111,6 +112,34 @@ def number(name: str, least: int, most: int, default: int | None = None) -> int 
     if not said.isascii() or not said.isdigit() or len(said) > 9 or not least <= int(said) <= most:
         raise InvalidInput(errors=[FieldError(name, f"Must be a whole number from {least:,} to {most:,}.")])
     return int(said)
+
+
+def words(name: str) -> str | None:
+    """
+    A text in a form or a query, without the spaces around it; None when it is absent or empty.
+
+    Raises:
+        InvalidInput: It is longer than anything that is asked for, or has control characters.
+    """
+    said = request.values.get(name, "").strip()
+    if len(said) > 500 or not said.isprintable():
+        raise InvalidInput(errors=[FieldError(name, "Must be a text of one line, of 500 characters at most.")])
+    return said or None
+
+
+def id_in(name: str, said: str | None) -> UUID | None:
+    """The id that stands in a field, if any; else InvalidInput."""
+    try:
+        return UUID(said) if said else None
+    except ValueError:
+        raise InvalidInput(
+            errors=[FieldError(name, "Must be a whole id, such as stands in a job's address.")]
+        ) from None
+
+
+def time_in(name: str, said: str | None) -> datetime | None:
+    """The time, or the age, that stands in a field, if any; else InvalidInput."""
+    return times.read(said, name, now=datetime.fromtimestamp(runtime().unix_time(), UTC)) if said else None
 
 
 @cache
