@@ -20,8 +20,8 @@ def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def event(seconds: float, kind: str, **data: Any) -> Any:
-    return SimpleNamespace(seq=0, at=at(seconds), kind=kind, data=data)
+def event(seconds: float, kind: str, *, seq: int = 0, **data: Any) -> Any:
+    return SimpleNamespace(seq=seq, at=at(seconds), kind=kind, data=data)
 
 
 def attempt(number: int, start: float, end: float | None, outcome: str | None, **facts: Any) -> Any:
@@ -37,7 +37,7 @@ def letter(seconds: float, body: bytes, verdict: str = Verdict.APPLIED, size: in
 
 def notice(seconds: float, **facts: Any) -> Any:
     usual = {"audience": "service", "state": "delivered", "endpoint": "shop https://shop.example", "due_at": None}
-    usual |= {"error": None, "event": "job.completed"}
+    usual |= {"error": None, "event": "job.completed", "seq": 5}
     return SimpleNamespace(id=NOTICE, created_at=at(seconds), **{**usual, **facts})
 
 
@@ -55,12 +55,12 @@ def whole() -> Story:
             event(1, "job.submitting", **{"from": "queued", "attempt": 1}),
             event(2.1, "job.unknown", why="answer lost"),
             event(4, "attempt.looked_for", absent=False, listed=3, candidates=["t1", "t2"], next_look_s=12.5),
-            event(9.1, "job.completed", via="webhook"),
+            event(9.1, "job.completed", seq=5, via="webhook"),
             event(11, "output.stored", index=0, bytes=2048),
         ],
         attempts=[attempt(1, 1, 2, Outcome.LOST, http_status=504, error=f"cut off at {SIGNED}")],
         letters=[letter(9, f'{{"outputs": ["{SIGNED}"]}}'.encode())],
-        notifications=[notice(9.2)],
+        notifications=[notice(9.05)],
         deliveries={
             NOTICE: [
                 delivery(1, 12, request=sent, status=500, error="answered 500", answer=f"no: {SIGNED}"),

@@ -39,6 +39,7 @@ def show(job_id: str) -> ResponseReturnValue:
         key = reading.key(tx, row.id)
         charges = ledger.of_job(tx, row.id)
         story = _story(tx, row)
+        owner = services.by_id(tx, row.service_id)
     found = outputs.of(row, kept)
     return page.show(
         "job.html",
@@ -47,7 +48,9 @@ def show(job_id: str) -> ResponseReturnValue:
         in_flight=row.state in IN_FLIGHT,
         may_cancel=row.state == State.QUEUED,
         may_retry=may_be_retried(row.state, looked_after=row.due_at is not None),
-        replayable=sum(one.audience == Audience.SERVICE and one.due_at is None for one in story.notifications),
+        replayable=_replayable(
+            story, addressed=bool(row.callback_url or row.callback_task or (owner and owner.callback_url))
+        ),
         candidates=_candidates(story) if row.state == State.UNKNOWN else (),
         refresh_s=_refresh_s(row, found, story),
         outputs=found,
@@ -164,6 +167,12 @@ def _candidates(story: Story) -> list[str]:
     """The tasks that the last look at the provider's list could not tell from this job's."""
     looks = [event.data for event in story.events if event.kind == "attempt.looked_for"]
     return [str(one) for one in looks[-1].get("candidates", ())] if looks else []
+
+
+def _replayable(story: Story, *, addressed: bool) -> bool:
+    """Whether its caller was told of anything, or given up, or has an address only now."""
+    ended = [one for one in story.notifications if one.audience == Audience.SERVICE and one.due_at is None]
+    return any(addressed or one.state != Told.UNADDRESSED for one in ended)
 
 
 def _refresh_s(row: Any, found: list[outputs.Output], story: Story) -> int | None:

@@ -37,7 +37,7 @@ def show() -> ResponseReturnValue:
         everyone = services.everyone(tx)
         wanted = _wanted(said, {one.name: one.id for one in everyone}, errors, held=held)
         chosen = lists.page(tx, wanted, after=after, limit=LIMIT) if not errors else lists.Page((), None)
-    kept = {name: said[name] or None for name in FILTERS} | {"held": "1" if held else None}
+    kept: dict[str, Any] = {name: said[name] or None for name in FILTERS} | {"held": "1" if held else None}
     return page.answer(
         "jobs.html",
         422 if errors else 200,

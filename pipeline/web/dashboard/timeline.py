@@ -109,6 +109,9 @@ def _events(story: Story) -> Iterator[Entry]:
             what = f"Submission {data.pop('attempt')} began"
         if event.kind.startswith("output.") and "index" in data:
             what = f"{what}: number {data.pop('index')}"
+        data.pop("from", None)  # the entry before tells
+        if event.kind == "job.processing" and "attempt" in data:  # the answer to that submission has both
+            data = {name: value for name, value in data.items() if name not in {"attempt", "prediction_id"}}
         said = data.pop("why", None)
         job = data.pop("retry", None) if event.kind == "job.retried" else None
         facts = [(name.replace("_", " "), _fact(name, value)) for name, value in data.items()]
@@ -165,7 +168,9 @@ def _letters(story: Story) -> Iterator[Entry]:
 
 
 def _notifications(story: Story) -> Iterator[Entry]:
+    moments = {event.seq: event.at for event in story.events}
     for one in story.notifications:
+        planned = max(one.created_at, moments.get(one.seq, one.created_at))  # one statement wrote both
         whom = "the caller" if one.audience == Audience.SERVICE else "the operator"
         tries = story.deliveries.get(one.id, ())
         facts = [("to", one.endpoint.partition(" ")[2] or one.endpoint)] if one.endpoint else []
@@ -173,7 +178,7 @@ def _notifications(story: Story) -> Iterator[Entry]:
         if one.due_at and one.error:
             facts.append(("next try", f"{one.due_at:%Y-%m-%d %H:%M:%S} UTC"))
         tone = TONES.get(one.state, "")
-        yield Entry(one.created_at, f"To be told to {whom}: {one.event}", tone, word=one.state, said=said, facts=facts)
+        yield Entry(planned, f"To be told to {whom}: {one.event}", tone, word=one.state, said=said, facts=facts)
         for number, delivery in enumerate(tries, 1):
             yield _delivery(one, delivery, last=number == len(tries), withheld=story.withheld)
 
