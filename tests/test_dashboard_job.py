@@ -289,7 +289,7 @@ def test_its_caller_is_told_again(visitor: Visitors, rt: Runtime, caller: Caller
     assert "1 notification is sent again" in answer.text
     assert scalar(rt, "SELECT state FROM notifications") == Told.PENDING
     assert "s3cret" not in answer.text
-    assert acts(rt, job_id) == [("Ann", "job.notifications.replay", "done")]
+    assert acts(rt, job_id) == [("Ann", "notification.replay", "done")]
 
 
 def test_the_evidence_is_a_file_to_be_saved(visitor: Visitors, rt: Runtime, caller: Caller) -> None:

@@ -36,7 +36,12 @@ def letter(seconds: float, body: bytes, verdict: str = Verdict.APPLIED, size: in
 
 
 def notice(seconds: float, **facts: Any) -> Any:
-    usual = {"audience": "service", "state": "delivered", "endpoint": "shop https://shop.example", "due_at": None}
+    usual: dict[str, Any] = {
+        "audience": "service",
+        "state": "delivered",
+        "endpoint": "shop https://shop.example",
+        "due_at": None,
+    }
     usual |= {"error": None, "event": "job.completed", "seq": 5}
     return SimpleNamespace(id=NOTICE, created_at=at(seconds), **{**usual, **facts})
 
@@ -52,7 +57,7 @@ def whole() -> Story:
     return Story(
         events=[
             event(0, "job.queued"),
-            event(1, "job.submitting", **{"from": "queued", "attempt": 1}),
+            event(1, "job.submitting", attempt=1),
             event(2.1, "job.unknown", why="answer lost"),
             event(4, "attempt.looked_for", absent=False, listed=3, candidates=["t1", "t2"], next_look_s=12.5),
             event(9.1, "job.completed", seq=5, via="webhook"),
@@ -141,6 +146,14 @@ def test_an_event_that_a_later_release_wrote_is_shown_as_it_is() -> None:
     (entry,) = tell(Story(events=[event(0, "job.teleported", where="Mars", how=["fast"])]))
     assert entry.what == "job.teleported"
     assert entry.facts == [("where", "Mars"), ("how", '["fast"]')]
+
+
+def test_a_job_that_is_queued_again_says_why() -> None:
+    first, again = tell(
+        Story(events=[event(0, "job.queued"), event(1, "job.queued", why="throttled", **{"from": "x"})])
+    )
+    assert (first.what, again.what) == ("Accepted", "Back in the queue")
+    assert (again.said, again.facts) == ("throttled", [])
 
 
 def test_a_retry_leads_to_the_new_job() -> None:

@@ -1,9 +1,11 @@
 """What the commands share: where they print, whom they act for, how they read their arguments."""
 
+import getpass
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
@@ -17,6 +19,7 @@ from pipeline import telemetry
 from pipeline.cli import at_the_end
 from pipeline.deployment import COMMAND_POOL
 from pipeline.errors import InvalidInput, UnknownJob
+from pipeline.lifecycle.trail import Entry, trail
 from pipeline.nudges import Nudger
 from pipeline.runtime import Runtime, from_environment
 from pipeline.store import reading
@@ -54,9 +57,8 @@ def service_named(rt: Runtime, name: str, *, revoked: bool = False) -> registry.
     """
     with rt.db.transaction() as tx:
         found = registry.by_name(tx, service_name(name), revoked=revoked)
-        if found is None and name == "operator":
-            registry.create(tx, name, operator=True)
-            found = registry.by_name(tx, name)
+        if found is None and name == registry.OPERATOR:
+            found = registry.operators_own(tx)
     if found is None:
         raise InvalidInput(f"There is no service named {name}; `pipeline services create {name}` adds it.")
     return found
@@ -75,6 +77,23 @@ def job_id_of(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise InvalidInput(f"{text!r} is not a job's id.") from None
+
+
+def user() -> str | None:
+    """Who types: the name of this machine's user, unless it has none, as in many a container."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None
+
+
+@contextmanager
+def acting(
+    rt: Runtime, action: str, target: object = None, *, by: str | None = None, **data: str | int | float | bool | None
+) -> Iterator[Entry]:
+    """Do one thing in the name of who types, or of *by*; it stands in the audit as what is done at the dashboard."""
+    with trail(rt, f"cli:{by or user() or '?'}", "command line", action, target, **data) as entry:
+        yield entry
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -70,8 +70,13 @@ def test_what_was_unfolded_stays_so_while_the_page_is_kept_fresh(browse: Browse,
 
 def test_nothing_is_cancelled_without_a_question(browse: Browse, product: RunningStack) -> None:
     page = browse(f"/jobs/{later(product, 'a mill tomorrow')}")
-    asked = []
-    page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    asked: list[str] = []
+
+    def refuse(dialog: Any) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
+    page.once("dialog", refuse)
     page.get_by_role("button", name="Cancel").click()
     assert len(asked) == 1
     assert page.locator("#standing .badge").text_content() == "queued"

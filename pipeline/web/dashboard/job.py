@@ -57,7 +57,7 @@ def show(job_id: str) -> ResponseReturnValue:
         key=key,
         callback_url=row.callback_url and shown(row.callback_url),
         paid=sum(one.prediction_id is not None for one in charges),
-        doubtful=sum(one.prediction_id is None for one in charges),
+        doubtful=0 if row.state == State.SUBMITTING else sum(one.prediction_id is None for one in charges),
         retries=[event.data.get("retry") for event in story.events if event.kind == "job.retried"],
         prompt=row.input.get("prompt"),
         options={name: value for name, value in {**row.input, **row.options}.items() if name != "prompt"},
@@ -126,7 +126,7 @@ def say_what_became_of_it(job_id: str) -> ResponseReturnValue:
 def replay(job_id: str) -> ResponseReturnValue:
     """Tell its caller once more whatever was told, or given up."""
     rt, (known, _) = page.runtime(), _known(job_id)
-    with page.act("job.notifications.replay", known), rt.db.transaction() as tx:
+    with page.act("notification.replay", known), rt.db.transaction() as tx:
         sent = deliveries.replay(tx, Wanted(job_id=known, audience=Audience.SERVICE))
     rt.nudge("notify")
     what = "1 notification is" if len(sent) == 1 else f"{len(sent)} notifications are"
