@@ -36,7 +36,7 @@ def of(job: Any, around: Around) -> Standing:
             "It is just being given to the provider.", "If no answer comes, that counts as lost", job.due_at
         )
     if state is State.PROCESSING:
-        return Standing("The provider works on it, and calls back when it is done.", "We ask by ourselves", job.due_at)
+        return Standing("The provider works on it.", "If no callback comes, it is asked", job.due_at)
     if state is State.UNKNOWN:
         return _unknown(job)
     if state is State.EXPIRED:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.jobs import State
 from pipeline.runtime import Runtime
+from pipeline.store import lists
 from pipeline.web.dashboard.jobs import LIMIT
 from tests.conftest import Caller
 from tests.factories import execute, placed, processing, queued
@@ -74,6 +75,25 @@ def test_older_leads_through_every_job_once(visitor: Visitors, rt: Runtime, call
     assert 'rel="next"' not in oldest.text
     assert "data-every" not in oldest.text, "a page of the past does not change under its reader"
     assert '<a href="/jobs?service=shop&amp;state=processing">Newest</a>' in oldest.text
+
+
+def test_a_page_without_a_job_leads_on_where_older_ones_may_fit(visitor: Visitors, rt: Runtime, caller: Caller) -> None:
+    """A rare filter is not looked for through the whole of the past at once."""
+    held = placed(rt, caller.service, State.UNKNOWN)
+    execute(rt, "UPDATE jobs SET held_at = now(), held_reason = 'none'")
+    execute(
+        rt,
+        "INSERT INTO jobs (id, service_id, model, input, state, due_at, deadline_at, current_attempt)"
+        " SELECT CAST('ff' || substr(md5(CAST(n AS text)), 3) AS uuid), service_id, model, input, state, due_at,"
+        " deadline_at, current_attempt FROM jobs, generate_series(1, :count) n",
+        count=lists.AT_MOST,
+    )
+    ann = visitor()
+    newest = ann.get("/jobs?held=1")
+    assert listed(newest.text) == []
+    assert "There are older ones" in newest.text
+    (older,) = re.findall(r'rel="next" href="([^"]+)"', newest.text)
+    assert listed(ann.get(older.replace("&amp;", "&")).text) == [str(held)]
 
 
 def test_a_job_is_found_by_its_id_and_by_its_tasks(visitor: Visitors, rt: Runtime, caller: Caller) -> None:

@@ -20,8 +20,8 @@ def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def event(seconds: float, kind: str, *, seq: int = 0, **data: Any) -> Any:
-    return SimpleNamespace(seq=seq, at=at(seconds), kind=kind, data=data)
+def event(seconds: float, kind: str, *, seq: int = 0, before: str | None = None, **data: Any) -> Any:
+    return SimpleNamespace(seq=seq, at=at(seconds), kind=kind, data={"from": before, **data} if before else data)
 
 
 def attempt(number: int, start: float, end: float | None, outcome: str | None, **facts: Any) -> Any:
@@ -150,7 +150,7 @@ def test_an_event_that_a_later_release_wrote_is_shown_as_it_is() -> None:
 
 def test_a_job_that_is_queued_again_says_why() -> None:
     first, again = tell(
-        Story(events=[event(0, "job.queued"), event(1, "job.queued", why="throttled", **{"from": "x"})])
+        Story(events=[event(0, "job.queued"), event(1, "job.queued", why="throttled", before="submitting")])
     )
     assert (first.what, again.what) == ("Accepted", "Back in the queue")
     assert (again.said, again.facts) == ("throttled", [])

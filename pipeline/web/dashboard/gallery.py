@@ -19,7 +19,7 @@ bp = Blueprint("gallery", __name__)
 JOBS = 40
 """Jobs of one look."""
 
-LOOKS = 5
+LOOKS = 3
 """How often one page looks for jobs, where few of them have anything to show."""
 
 SHOWN = frozenset({"image", "video", "audio", "text", "file"})
