@@ -23,7 +23,7 @@ from pipeline.embedded.ports import hold
 from pipeline.jobs import State
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
-from pipeline.store import catalogue, paces, schema
+from pipeline.store import audit, catalogue, paces, schema
 from pipeline.store.account import halt
 from pipeline.worker import Worker
 from tests.commands import command, start
@@ -319,6 +319,31 @@ def test_an_account_in_order_is_said_to_be(rt: Runtime, run: Run) -> None:
     assert shown["balance_usd"] > 0
     assert (shown["halted_reason"], shown["halted_at"], shown["backoff_s"], shown["trial"]) == (None, None, 0, False)
     assert (shown["in_flight_cap"], shown["submits_per_minute"], shown["swept_s"]) == (3000, 3000, None)
+
+
+def test_show_says_what_a_job_waits_for(rt: Runtime, run: Run, caller: Caller) -> None:
+    """In the words of the dashboard."""
+    assert "It waits for its turn" in run("show", str(queued(rt, caller.service))).stdout
+    assert "The provider works on it" in run("show", str(placed(rt, caller.service, State.PROCESSING))).stdout
+
+
+def test_what_is_done_to_a_job_by_a_command_stands_in_the_audit(rt: Runtime, run: Run, caller: Caller) -> None:
+    """With whatever became of it, and who typed."""
+    job_id, held = queued(rt, caller.service), placed(rt, caller.service, State.UNKNOWN)
+    run("cancel", str(job_id))
+    run("retry", str(job_id))
+    run("decide", str(held), "--resubmit")
+    with rt.db.transaction() as tx:
+        rows = audit.newest(tx)[::-1]
+    assert [(row.action, row.target) for row in rows] == [
+        ("job.cancel", str(job_id)),
+        ("job.retry", str(job_id)),
+        ("job.decide", str(held)),
+    ]
+    assert {row.door for row in rows} == {"command line"}
+    assert all(row.who.startswith("cli:") for row in rows)
+    assert [row.outcome for row in rows[:2]] == ["done", "done"]
+    assert rows[2].data["decision"] == "resubmit"
 
 
 def test_a_halt_is_said_with_its_reason_and_what_to_do(rt: Runtime, run: Run, caller: Caller, sandbox: Sandbox) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.common import AsJson, err, job_id_of, job_row, runtime, service_named
+from pipeline.cli.common import AsJson, acting, err, job_id_of, job_row, runtime, service_named
 from pipeline.cli.jobs import show_jobs
 from pipeline.errors import InvalidInput
 
@@ -15,8 +15,9 @@ def cancel(job: Annotated[str, typer.Argument(help="The id of a queued job.")]) 
     """Take a queued job back: it is never submitted."""
     from pipeline.lifecycle import again  # noqa: PLC0415
 
-    rt = runtime()
-    moved = again.cancel(rt, service_named(rt, "operator"), job_id_of(job))
+    rt, job_id = runtime(), job_id_of(job)
+    with acting(rt, "job.cancel", job_id):
+        moved = again.cancel(rt, service_named(rt, "operator"), job_id)
     err.print("the job is cancelled" if moved else "the job was cancelled before")
 
 
@@ -29,8 +30,9 @@ def retry(
     """Hand in a new job like one that has ended."""
     from pipeline.lifecycle import again  # noqa: PLC0415
 
-    rt = runtime()
-    new_id, made = again.retry(rt, service_named(rt, "operator"), job_id_of(job), key=key)
+    rt, job_id = runtime(), job_id_of(job)
+    with acting(rt, "job.retry", job_id):
+        new_id, made = again.retry(rt, service_named(rt, "operator"), job_id, key=key)
     if not as_json:
         err.print("accepted a new job" if made else "this key named the retry before")
     show_jobs([job_row(rt, new_id)], as_json=as_json)

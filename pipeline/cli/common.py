@@ -71,9 +71,8 @@ def service_named(rt: Runtime, name: str, *, revoked: bool = False) -> registry.
     """
     with rt.db.transaction() as tx:
         found = registry.by_name(tx, service_name(name), revoked=revoked)
-        if found is None and name == "operator":
-            registry.create(tx, name, operator=True)
-            found = registry.by_name(tx, name)
+        if found is None and name == registry.OPERATOR:
+            found = registry.operators_own(tx)
     if found is None:
         raise InvalidInput(f"There is no service named {name}; `pipeline services create {name}` adds it.")
     return found

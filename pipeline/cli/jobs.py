@@ -7,10 +7,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import views
+from pipeline import standing, views
 from pipeline.cli.account import warn
 from pipeline.cli.common import (
     AsJson,
+    acting,
     err,
     folding_table,
     job_id_of,
@@ -76,6 +77,7 @@ def show(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: 
     row = job_row(rt, job_id)
     with rt.db.transaction() as tx:
         attempts, events = reading.attempts(tx, job_id), reading.events(tx, job_id)
+        stands = standing.of(row, reading.around(tx, row.service_id))
     warn(rt)
     if as_json:
         whole = views.job(row, rt.settings.public_url) | {
@@ -88,6 +90,8 @@ def show(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: 
         if value not in (None, {}, []):
             shown = json.dumps(value) if isinstance(value, dict | list) else value
             out.print(Text(f"{name:>18}  ", "dim").append(plain(shown)))
+    then = f" {stands.then}: {views.time(stands.at)}." if stands.at else ""
+    out.print(Text(f"{'now':>18}  ", "dim").append(plain(stands.words + then)))
     table = folding_table("attempts", "#", "started", "ended", "outcome", "prediction", "HTTP", "said")
     for attempt in map(views.attempt, attempts):
         table.add_row(*map(plain, attempt.values()))
@@ -113,12 +117,14 @@ def decide(
         raise typer.BadParameter("choose one of --adopt ID, --resubmit and --give-up")
     rt, job_id = runtime(), job_id_of(job)
     job_row(rt, job_id)
-    if adopt is not None:
-        decisions.adopt(rt, job_id, adopt)
-    elif resubmit:
-        decisions.resubmit(rt, job_id)
-    else:
-        decisions.give_up(rt, job_id)
+    decision = "adopt" if adopt is not None else "resubmit" if resubmit else "give_up"
+    with acting(rt, "job.decide", job_id, decision=decision, task=adopt):
+        if adopt is not None:
+            decisions.adopt(rt, job_id, adopt)
+        elif resubmit:
+            decisions.resubmit(rt, job_id)
+        else:
+            decisions.give_up(rt, job_id)
     err.print(f"the job is {job_row(rt, job_id).state} now")
 
 

@@ -1,15 +1,18 @@
 """Reading jobs: what doors and operators see. Nothing here writes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, func, literal_column, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from pipeline.standing import Around
 from pipeline.store import assets
 from pipeline.store.outbox import NotificationRow
-from pipeline.store.tables import AccountRow, AttemptRow, CallbackRow, EventRow, JobRow, ServiceRow
+from pipeline.store.tables import AccountRow, AttemptRow, CallbackRow, EventRow, IdempotencyKeyRow, JobRow, ServiceRow
 
 # Until it is admitted, a job that was queued by SQL may not say.
 _MODEL = func.coalesce(func.nullif(JobRow.model, ""), select(AccountRow.default_model).scalar_subquery())
@@ -37,6 +40,7 @@ _JOB = (
     JobRow.retry_of,
     JobRow.callback_url,
     JobRow.callback_task,
+    JobRow.admitted,
     JobRow.held_at,
     JobRow.held_reason,
     JobRow.last_seq,
@@ -53,6 +57,11 @@ def job(tx: Connection, job_id: UUID, *, service_id: UUID | None = None) -> Any 
     if service_id:
         query = query.where(JobRow.service_id == service_id)
     return tx.execute(query).first()
+
+
+def job_of_task(tx: Connection, prediction_id: str) -> UUID | None:
+    """The job that a task of the provider's is of; None when no attempt holds it."""
+    return tx.execute(select(AttemptRow.job_id).where(AttemptRow.prediction_id == prediction_id)).scalar()
 
 
 def those(tx: Connection, job_ids: Sequence[UUID]) -> list[Any]:
@@ -77,6 +86,8 @@ def attempts(tx: Connection, job_id: UUID) -> Sequence[Any]:
         AttemptRow.prediction_id,
         AttemptRow.http_status,
         AttemptRow.error,
+        AttemptRow.missing_polls,
+        AttemptRow.missing_at,
     )
     return tx.execute(query.where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)).all()
 
@@ -100,6 +111,47 @@ _CHANGED = text("""
 def changed(tx: Connection, seen: Mapping[UUID, int]) -> Sequence[Any]:
     """Of these jobs, those with an event after the one named: the state and newest event of each."""
     return tx.execute(_CHANGED, {"ids": [str(job_id) for job_id in seen], "seen": list(seen.values())}).all()
+
+
+_AROUND = text("""
+    SELECT clock_timestamp(), halted_reason IS NOT NULL, backoff_until,
+        EXISTS (SELECT FROM services WHERE id = :service_id AND paused_at IS NOT NULL)
+    FROM account WHERE account.id = 1
+""")
+
+
+def around(tx: Connection, service_id: UUID) -> Around:
+    """What holds the jobs of a service back now, beside themselves."""
+    return Around(*tx.execute(_AROUND, {"service_id": service_id}).one())
+
+
+def key(tx: Connection, job_id: UUID) -> str | None:
+    """The idempotency key that names a job by itself; None: there is none, or none any more."""
+    row = IdempotencyKeyRow
+    return tx.execute(select(row.key).where(row.job_id == job_id).limit(1)).scalar()
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One callback as it came, or how it began: `size` is that of the whole body, in bytes."""
+
+    id: UUID
+    received_at: datetime
+    verdict: str
+    prediction_id: str | None
+    headers: Mapping[str, str]
+    body: bytes
+    size: int
+
+
+def letters(tx: Connection, job_id: UUID, *, at_most: int, body_bytes: int) -> list[Letter]:
+    """The first callbacks for a job, the body of each up to so many bytes: for who looks again and again."""
+    row = CallbackRow
+    body = func.substr(row.body, 1, body_bytes)
+    query = select(
+        row.id, row.received_at, row.verdict, row.prediction_id, row.headers, body, func.octet_length(row.body)
+    )
+    return [Letter(*one) for one in tx.execute(query.where(row.job_id == job_id).order_by(row.id).limit(at_most))]
 
 
 def callbacks(tx: Connection, job_id: UUID) -> Sequence[Any]:

@@ -58,6 +58,15 @@ def output(tx: Connection, job_id: UUID, index: int) -> Any | None:
     ).first()
 
 
+def outputs(tx: Connection, job_id: UUID) -> Sequence[Any]:
+    """How a job's outputs stand, in the provider's order."""
+    statement = text("""
+        SELECT index, state, review, error, attempts, due_at, stored_at, reviewed_by, reviewed_at
+        FROM assets WHERE job_id = :job_id ORDER BY index
+    """)
+    return tx.execute(statement, {"job_id": job_id}).all()
+
+
 # The job first, as whoever stores its outputs does.
 _LOCK = text("SELECT j.id FROM jobs j JOIN assets a ON a.job_id = j.id WHERE a.id = :id FOR UPDATE OF j")
 

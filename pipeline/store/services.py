@@ -4,7 +4,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -23,6 +23,10 @@ NAME_RULE = "A service's name has up to 63 lower-case letters, digits, '_', '.' 
 
 AT_MOST = 1000
 """So many jobs of a service are counted, of each kind."""
+
+
+OPERATOR = "operator"
+"""What the service of those who run this is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,20 @@ def by_name(tx: Connection, name: str, *, revoked: bool = False) -> Service | No
 def by_id(tx: Connection, service_id: UUID) -> Service | None:
     """One service, be it revoked."""
     return _first(tx, ServiceRow.id == service_id)
+
+
+def operators_own(tx: Connection) -> Service:
+    """
+    The service in whose name people act, at the dashboard or on the command line: made when first needed.
+
+    Its key is shown to nobody; should somebody have made one, and revoked it, that ends the key alone.
+    """
+    found = by_name(tx, OPERATOR, revoked=True)
+    if found is None:
+        create(tx, OPERATOR, operator=True)
+        found = by_name(tx, OPERATOR, revoked=True)
+    assert found
+    return replace(found, operator=True)
 
 
 def everyone(tx: Connection) -> list[Service]:

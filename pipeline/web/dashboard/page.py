@@ -78,6 +78,11 @@ def show(template: str, **facts: Any) -> str:
     )
 
 
+def answer(template: str, status: int, **facts: Any) -> ResponseReturnValue:
+    """One page that says by its *status*, too, whether what was asked for can be understood."""
+    return show(template, **facts), status
+
+
 @contextmanager
 def act(action: str, target: object = None, **data: str | int | float | bool | None) -> Iterator[Entry]:
     """Do one thing in the name of who is signed in; it is written down before and after. *data* holds no secret."""

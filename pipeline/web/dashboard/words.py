@@ -1,6 +1,7 @@
 """How facts read on a page: times, durations, sizes, amounts, states."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -118,10 +119,27 @@ def raw(body: bytes | str | None) -> str:
     return body.decode("utf-8", "replace") if isinstance(body, bytes | memoryview) else str(body)
 
 
+_QUERY = re.compile(r"""(https?:\\?/\\?/[^\s"'<>?]++)\?[^\s"'<>]+""", re.IGNORECASE)
+_TOKEN = re.compile(r"""(webhooks\\?/wavespeed\\?/)[^\s"'<>?/\\]+""", re.IGNORECASE)
+
+
+def discreet(text: str) -> str:
+    """A text without what addresses in it keep to themselves: the queries that sign them, the tokens of our own."""
+    return _TOKEN.sub(r"\1…", _QUERY.sub(r"\1?…", text))
+
+
 def breakable(text: object) -> Markup:
     """A long id or address, which may be broken between its parts."""
     pieces = str(text).replace("/", "/\0").replace("-", "-\0").split("\0")
     return Markup("<wbr>").join(pieces)
+
+
+def beginning(text: object, length: int = 120) -> str:
+    """How a text that may be long begins, on one line; nothing of what is no text."""
+    if not isinstance(text, str):
+        return ""
+    line = " ".join(text[: length * 4].split())
+    return line if len(line) <= length else f"{line[:length].rstrip()}…"
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
@@ -134,4 +152,6 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "pretty": pretty,
     "raw": raw,
     "breakable": breakable,
+    "discreet": discreet,
+    "beginning": beginning,
 }

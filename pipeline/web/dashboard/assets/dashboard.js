@@ -20,6 +20,12 @@ function tellTimes(within = document) {
     if (time.textContent !== text) time.textContent = text
   }
 }
+
+// What each part was when it came: times in it are rewritten, and each answer has another token for its forms.
+const seen = new Map()
+const said = (part) => part.innerHTML.replace(/name="csrf_token" value="[^"]*"/g, '')
+for (const part of document.querySelectorAll('[data-live][id]')) seen.set(part.id, said(part))
+
 tellTimes()
 setInterval(tellTimes, 1000)
 
@@ -51,7 +57,6 @@ function stale(text) {
 }
 
 let pause = every
-const seen = new Map() // what each part was when it came: times in it have been rewritten since
 
 async function refresh() {
   try {
@@ -61,8 +66,8 @@ async function refresh() {
     const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html')
     for (const part of document.querySelectorAll('[data-live][id]')) {
       const other = fresh.getElementById(part.id)
-      if (!other || busy(part) || seen.get(part.id) === other.innerHTML) continue
-      seen.set(part.id, other.innerHTML)
+      if (!other || busy(part) || seen.get(part.id) === said(other)) continue
+      seen.set(part.id, said(other))
       take(part, other)
     }
     stale('')
