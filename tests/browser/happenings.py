@@ -1,6 +1,9 @@
 """A little of everything that can happen, so that each page has something to show."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import psycopg
 
 from pipeline.embedded import api
 from pipeline.embedded.processes import wait_until
@@ -36,6 +39,12 @@ def ended(product: RunningStack, *job_ids: str) -> None:
         )
 
     assert wait_until(all_ended, 60.0)
+
+
+def database(product: RunningStack) -> psycopg.Connection[Any]:
+    """What lies under the product, to bring about what would take hours."""
+    url = product.database_url.replace("postgresql+psycopg://", "postgresql://")
+    return psycopg.connect(url, options="-c search_path=pipeline")
 
 
 def happen(product: RunningStack) -> Happenings:

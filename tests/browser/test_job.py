@@ -5,12 +5,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
 
 from pipeline.embedded.stack import RunningStack
 from tests.browser.conftest import PHONE, PICTURES
-from tests.browser.happenings import ended, job
+from tests.browser.happenings import database, ended, job
 
 pytestmark = pytest.mark.browser
 
@@ -20,12 +19,6 @@ Browse = Callable[..., Any]
 def later(product: RunningStack, prompt: str) -> str:
     """A job that nobody submits today."""
     return job(product, prompt, run_at=(datetime.now(UTC) + timedelta(days=1)).isoformat())
-
-
-def database(product: RunningStack) -> psycopg.Connection[Any]:
-    """What lies under the product, to bring about what would take hours."""
-    url = product.database_url.replace("postgresql+psycopg://", "postgresql://")
-    return psycopg.connect(url, options="-c search_path=pipeline")
 
 
 def held(product: RunningStack, prompt: str) -> str:

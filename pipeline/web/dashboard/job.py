@@ -11,7 +11,7 @@ from pipeline import standing
 from pipeline.addresses import shown
 from pipeline.errors import FieldError, InvalidInput, UnknownJob
 from pipeline.jobs import FINAL, IN_FLIGHT, State, may_be_retried
-from pipeline.lifecycle import again, decide, evidence
+from pipeline.lifecycle import again, decide, evidence, redeliver
 from pipeline.outputs import HIDDEN
 from pipeline.store import audit, deliveries, ledger, reading, reviews, services
 from pipeline.store.database import Transaction
@@ -126,10 +126,9 @@ def say_what_became_of_it(job_id: str) -> ResponseReturnValue:
 def replay(job_id: str) -> ResponseReturnValue:
     """Tell its caller once more whatever was told, or given up."""
     rt, (known, _) = page.runtime(), _known(job_id)
-    with page.act("notification.replay", known), rt.db.transaction() as tx:
-        sent = deliveries.replay(tx, Wanted(job_id=known, audience=Audience.SERVICE))
-    rt.nudge("notify")
-    what = "1 notification is" if len(sent) == 1 else f"{len(sent)} notifications are"
+    with page.act("notification.replay", known):
+        sent = redeliver.redeliver(rt, Wanted(job_id=known, audience=Audience.SERVICE)).count
+    what = "1 notification is" if sent == 1 else f"{sent} notifications are"
     return page.done(f"{what} sent again, each under its own id.", to=_here(known))
 
 
