@@ -220,13 +220,19 @@ def execute(rt: Runtime, sql: str, **parameters: Any) -> None:
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
-    """Wait for a condition and give its value; fail when it does not come true in time."""
+    """
+    Wait for a condition and give its value; fail when it does not come true in time.
+
+    What takes longer is asked for less often: asking takes from what is waited for.
+    """
     end = time.monotonic() + timeout_s
+    pause_s = 0.01
     while True:
         if value := condition():
             return value
         assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.02)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.25, 0.1)
 
 
 def swept(worker: Worker, condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:

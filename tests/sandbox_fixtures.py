@@ -21,9 +21,11 @@ T = TypeVar("T")
 def eventually(question: Callable[[], T | None], patience_s: float = 20) -> T:
     """The first true answer to *question*."""
     give_up = time.monotonic() + patience_s
+    pause_s = 0.005
     while not (answer := question()):
         assert time.monotonic() < give_up, "it never came true"
-        time.sleep(0.005)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.25, 0.05)
     return answer
 
 

@@ -60,13 +60,11 @@ class Journey:
 
     def all_complete(self, timeout_s: float = 120.0) -> None:
         """Wait until every job is completed, and check that each was paid for once."""
-        waiting = self.ids
+        waiting = list(self.ids)
 
         def done() -> bool:
-            nonlocal waiting
-            with ThreadPoolExecutor(8) as threads:
-                states = [job["state"] for job in threads.map(self.job, waiting)]
-            waiting = [job_id for job_id, state in zip(waiting, states, strict=True) if state != "completed"]
+            while waiting and self.job(waiting[-1])["state"] == "completed":  # one by one: completed is final
+                waiting.pop()
             return not waiting
 
         until(done, timeout_s)

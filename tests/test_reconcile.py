@@ -702,7 +702,10 @@ def test_one_process_at_a_time_reads_the_list_and_a_dead_one_holds_nobody_up(
         assert other.look() is None
         assert len(server.requests) == 1
 
+        look = worker._duties["reconcile"]  # a worker that stops does not wait for it, and it would write once more
+        look.stop()
         release.set()
+        look.join(30)
         worker.stop()
         gone = "UPDATE account SET reconciler = :id, reconciler_until = clock_timestamp() + interval '1 minute'"
         execute(rt, gone, id=new_id())

@@ -63,7 +63,7 @@ class Worker:
         """Its exit status; None when not all of it goes by itself before a platform would kill it."""
         end = time.monotonic() + LEAVES_S
         # The first thread of a process may be gone a moment before the others: then it cannot be waited for yet.
-        while (self.process.look() or self.process.poll() is None) and time.monotonic() < end:
+        while (self.process.poll() is None or self.process.look()) and time.monotonic() < end:
             time.sleep(0.05)
         return None if self.process.look() else self.process.poll()
 
