@@ -88,8 +88,10 @@ def database_url(new_database: Callable[[str], str]) -> str:
 
 @pytest.fixture(scope="session")
 def sandbox_process() -> Iterator[Sandbox]:
-    """Run the provider's sandbox, once."""
-    with provider.running(webhook_secret=WEBHOOK_SECRET) as running:
+    """Run the provider's sandbox, once; a quick one."""
+    with provider.running(
+        webhook_secret=WEBHOOK_SECRET, faults={"generation_s": 0.05, "webhook_retry_s": 0.05}
+    ) as running:
         yield running
 
 
@@ -97,7 +99,6 @@ def sandbox_process() -> Iterator[Sandbox]:
 def sandbox(sandbox_process: Sandbox) -> Sandbox:
     """Give the provider's sandbox, without tasks, charges or faults."""
     sandbox_process.reset()
-    sandbox_process.faults(generation_s=0.05, webhook_retry_s=0.05)
     return sandbox_process
 
 

@@ -30,5 +30,6 @@ def test_a_minute_of_every_trouble_at_once_breaks_no_promise(tmp_path: Path) -> 
     assert result.clean, table.markdown(result)
     assert len(result.evidence.jobs) > 450
     assert len(result.troubles) >= 6, result.troubles
-    assert result.recovery.kills >= 2
+    assert result.recovery.kills >= 2  # of workers
+    assert "broker: SIGKILL" in [what for _, what in result.troubles], "it is to lose every message it has"
     assert {row["kind"] for row in result.evidence.deliveries} >= {"true", "duplicate", "forged"}

@@ -96,8 +96,9 @@ def test_with_the_broker_gone_jobs_are_accepted_and_a_sweep_alone_finishes_them(
             assert sweep.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_flushing_the_broker_in_the_middle_loses_no_job() -> None:
-    """Messages are only wake-up calls."""
+    """Messages are only wake-up calls. Every day the short form of chaos shows it: its broker dies with all it has."""
     with journey({"generation_s": 0.2}) as it:
         it.enqueue(150)
         with redis.Redis.from_url(it.stack.broker_url) as broker:
@@ -107,8 +108,13 @@ def test_flushing_the_broker_in_the_middle_loses_no_job() -> None:
         it.all_complete()
 
 
+@pytest.mark.slow
 def test_workers_killed_twice_during_their_posts_cost_no_job_and_no_second_charge() -> None:
-    """The answers of POSTs under way are lost with their process: found again in the provider's list."""
+    """
+    The answers of POSTs under way are lost with their process: found again in the provider's list.
+
+    Every day the short form of chaos shows it, and `test_worker` with one process.
+    """
     faults = {"latency_s": 1.0, "generation_s": 0.2, "webhook_drop": 0.5}
     with journey(faults, workers=2, env={"POLL_AFTER_S": "4"}) as it:
         for round_ in ("first", "second"):

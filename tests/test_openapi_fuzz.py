@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline import models
 from pipeline.runtime import Runtime
 from pipeline.web.api.examples import JOB_ID
@@ -20,8 +22,10 @@ from tests.test_openapi import operations
 NOT_BLANK = r"[^\s\u001c-\u001f\u0085]"  # what is blank in Python, and not everywhere
 
 SEED = os.environ.get("FUZZ_SEED", "20261122")
-MAX_EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "10")  # of each call, in each phase
-LONGEST_S = 120 * max(1, int(MAX_EXAMPLES) // 10)
+MAX_EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "6")  # of each call, in each phase
+LONGEST_S = 240 * max(1, int(MAX_EXAMPLES) // 10)
+
+pytestmark = pytest.mark.timeout(LONGEST_S + 60)
 
 
 def exact(document: dict[str, Any], service: str | None) -> dict[str, Any]:
