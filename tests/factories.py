@@ -219,7 +219,7 @@ def execute(rt: Runtime, sql: str, **parameters: Any) -> None:
         tx.execute(text(sql), parameters)
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """
     Wait for a condition and give its value; fail when it does not come true in time.
 
@@ -235,7 +235,7 @@ def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
         pause_s = min(pause_s * 1.25, 0.1)
 
 
-def swept(worker: Worker, condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def swept(worker: Worker, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Wait for a condition while somebody sweeps, as beat does, only more often."""
 
     def look() -> Any:

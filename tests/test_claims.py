@@ -2,7 +2,7 @@
 
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -12,13 +12,14 @@ import pytest
 from pipeline.jobs import Outcome, State
 from pipeline.runtime import Runtime
 from pipeline.settings import Limits
-from pipeline.store import account, claims
+from pipeline.store import account, alarms, assets, claims, missing
 from pipeline.store.claims import BATCH, Claim
 from pipeline.store.intake import NewJob, add
+from pipeline.store.moves import Move, advance
 from pipeline.store.services import Service
 from pipeline.store.tables import new_id
 from tests.conftest import Caller
-from tests.factories import MODEL, at_once, attempts, execute, kinds, row, scalar, state
+from tests.factories import MODEL, at_once, attempts, execute, kinds, processing, row, scalar, state, unknown
 
 Take = Callable[..., Claim]
 
@@ -429,3 +430,32 @@ def test_a_claim_says_whether_the_brakes_are_off(rt: Runtime, caller: Caller, ta
     assert not take(1).calm
     weigh(rt, account.Answers("+" * 20))
     assert take(1).calm
+
+
+@pytest.mark.parametrize("what", ["polls", "looks", "outputs"])
+def test_no_more_is_taken_than_was_asked_for_however_the_database_plans_it(
+    rt: Runtime, caller: Caller, what: str
+) -> None:
+    """By the statistics of an empty table it joins the other way round, and a limit in a subquery was none."""
+    table = "jobs"
+    if what == "outputs":
+        table = "assets"
+        execute(rt, "UPDATE account SET archiving = true")
+        outputs = [{"url": f"https://cdn.example.com/{number}.png", "nsfw": False} for number in range(20)]
+        with rt.db.transaction() as tx:
+            assert advance(tx, [Move(processing(rt, caller.service).job_id, State.COMPLETED, outputs=outputs)])
+    else:
+        for number in range(20):
+            {"polls": processing, "looks": unknown}[what](rt, caller.service, f"job {number}")
+    execute(rt, f"UPDATE {table} SET due_at = clock_timestamp()")
+
+    with rt.db.transaction() as tx:
+        small = "UPDATE pg_class SET reltuples = 1, relpages = pg_relation_size(oid) / 8192"
+        tx.exec_driver_sql(f"{small} WHERE oid = 'pipeline.{table}'::regclass")
+        takes: dict[str, Callable[[], Sequence[object]]] = {
+            "polls": lambda: alarms.claim_questions(tx, at_most=5, lease_s=60.0),
+            "looks": lambda: missing.claim_missing(tx, at_most=5, lease_s=60.0),
+            "outputs": lambda: assets.claim(tx, worker_id=new_id(), at_most=5, lease_s=60.0),
+        }
+        assert len(takes[what]()) == 5
+        tx.rollback()  # other tests have their own statistics

@@ -233,8 +233,8 @@ def test_a_job_past_its_deadline_is_asked_about_once_more_and_expires(
     """Its alarm is set to the deadline, whenever the next poll would have been; then it is looked at for a day."""
     rt = make_rt(public_url=None, poll_after_s=3600)
     sandbox.faults(generation_s=60)
-    job_id = queued(rt, caller.service, deadline_s=1)
-    worker = start_worker(rt)
+    worker = start_worker(rt)  # before its time runs
+    job_id = queued(rt, caller.service, deadline_s=2)
 
     swept(worker, lambda: state(rt, job_id) == State.EXPIRED)
 
@@ -248,8 +248,8 @@ def test_the_last_question_may_bring_the_result(
 ) -> None:
     """Whoever is done in time has only not been heard of."""
     rt = make_rt(public_url=None, poll_after_s=3600)
-    job_id = queued(rt, caller.service, deadline_s=1)
-    worker = start_worker(rt)
+    worker = start_worker(rt)  # before its time runs
+    job_id = queued(rt, caller.service, deadline_s=2)
 
     swept(worker, lambda: state(rt, job_id) in {State.COMPLETED, State.EXPIRED})
 
@@ -279,8 +279,8 @@ def test_a_verdict_after_the_deadline_is_taken(
     """It was paid for."""
     rt = make_rt(public_url=None)
     sandbox.faults(generation_s=1.5)
+    worker = start_worker(rt)  # before its time runs
     job_id = queued(rt, caller.service, deadline_s=1)
-    worker = start_worker(rt)
     swept(worker, lambda: state(rt, job_id) == State.EXPIRED)
     until(lambda: sandbox.ledger()[0]["status"] == "completed")
 

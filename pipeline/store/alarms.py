@@ -192,13 +192,13 @@ class Question:
 
 
 _QUESTIONS = text("""
-    WITH asked AS (
+    WITH due AS MATERIALIZED (  -- as a subquery it may be run once for each job, and its limit be none
+        SELECT id FROM jobs
+        WHERE due_at <= statement_timestamp() AND state IN ('processing', 'expired')
+        ORDER BY due_at LIMIT :at_most FOR UPDATE SKIP LOCKED
+    ), asked AS (
         UPDATE jobs j SET due_at = clock_timestamp() + make_interval(secs => :lease_s)
-        FROM (
-            SELECT id FROM jobs
-            WHERE due_at <= statement_timestamp() AND state IN ('processing', 'expired')
-            ORDER BY due_at LIMIT :at_most FOR UPDATE SKIP LOCKED
-        ) d WHERE j.id = d.id
+        FROM due d WHERE j.id = d.id
         RETURNING j.id, j.state, j.current_attempt, j.prediction_id, j.submitted_at, j.deadline_at
     )
     SELECT q.id, q.state, q.current_attempt, coalesce(q.prediction_id, a.prediction_id) AS prediction_id,

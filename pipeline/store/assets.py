@@ -111,13 +111,13 @@ class Claimed:
 
 
 _CLAIM = text("""
-    WITH taken AS (
+    WITH due AS MATERIALIZED (  -- as a subquery it may be run once for each output, and its limit be none
+        SELECT id FROM assets WHERE due_at <= statement_timestamp()
+        ORDER BY due_at LIMIT :at_most FOR UPDATE SKIP LOCKED
+    ), taken AS (
         UPDATE assets a SET worker_id = :worker_id, attempts = least(attempts + 1, 32767),
                due_at = clock_timestamp() + make_interval(secs => :lease_s)
-        FROM (
-            SELECT id FROM assets WHERE due_at <= statement_timestamp()
-            ORDER BY due_at LIMIT :at_most FOR UPDATE SKIP LOCKED
-        ) d WHERE a.id = d.id
+        FROM due d WHERE a.id = d.id
         RETURNING a.*
     )
     SELECT t.id, t.job_id, t.index, t.source_url,

@@ -35,12 +35,12 @@ _WHEN = """a.started_at, coalesce(a.ended_at, a.started_at),
            extract(epoch FROM clock_timestamp() - a.absent_at)::float8, a.hint_id"""
 
 _MISSING = text(f"""
-    WITH taken AS (
+    WITH due AS MATERIALIZED (  -- as a subquery it may be run once for each job, and its limit be none
+        SELECT id FROM jobs WHERE state = 'unknown' AND due_at <= statement_timestamp()
+        ORDER BY due_at LIMIT :at_most FOR UPDATE SKIP LOCKED
+    ), taken AS (
         UPDATE jobs j SET due_at = clock_timestamp() + make_interval(secs => :lease_s)
-        FROM (
-            SELECT id FROM jobs WHERE state = 'unknown' AND due_at <= statement_timestamp()
-            ORDER BY due_at LIMIT :at_most FOR UPDATE SKIP LOCKED
-        ) d WHERE j.id = d.id
+        FROM due d WHERE j.id = d.id
         RETURNING j.id, j.current_attempt, j.model, j.input
     )
     SELECT t.id, a.id, t.model, t.input, {_WHEN}
