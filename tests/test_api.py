@@ -568,7 +568,7 @@ def test_a_refused_request_does_not_use_its_key_up(rt: Runtime, web: str, caller
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/nothing", 404, "not_found"),
         ("GET", "/v2/jobs", 404, "not_found"),
         ("GET", "/v1/jobs/", 404, "not_found"),
         ("GET", "/%00", 404, "not_found"),
