@@ -25,7 +25,7 @@ values = st.one_of(
     st.floats(allow_nan=True, allow_infinity=True),
     st.integers(0, 10**18).map(float),
 )
-SCALES = st.sampled_from([charts.counts, charts.durations, charts.percents])
+SCALES = st.sampled_from([charts.counts, charts.durations, charts.amounts, charts.percents])
 
 
 def times(count: int, step_s: int = 60) -> list[datetime]:
@@ -108,6 +108,7 @@ def test_scales_are_as_people_count() -> None:
     assert charts.durations(0.9) == [0, 0.5, 1]
     assert charts.durations(100) == [0, 30, 60, 90, 120]
     assert charts.durations(9 * 3600) == [0, 5 * 3600, 10 * 3600]
+    assert charts.amounts(0.36) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert [charts.compact(n) for n in (0, 5, 950, 1500, 2e6, 1e15)] == ["0", "5", "950", "1.5k", "2M", "1000T"]
 
 

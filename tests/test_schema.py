@@ -492,7 +492,7 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
         {"stats_measure_idx"},
     ),
     "chart_hour": (charted("1h"), {"stats_measure_idx"}),
-    "chart_month": (charted("30d"), {"stats_hours_measure_idx"}),
+    "chart_day": (charted("24h"), {"stats_hours_measure_idx"}),
     "list": (listed(), {"jobs_state_idx", "jobs_pk"}),
     "list_state": (listed(state=State.QUEUED), {"jobs_state_idx", "jobs_pk"}),
     "list_model": (listed(model=DALL_E), {"jobs_model_idx", "jobs_pk"}),

@@ -47,6 +47,11 @@ def durations(most: float) -> list[float]:
     return _steps(step if step is not None else HOUR_S * max(1.0, _nice(most / 4 / HOUR_S)), most)
 
 
+def amounts(most: float) -> list[float]:
+    """Likewise for what may be a fraction."""
+    return _steps(_nice(most / 4), most)
+
+
 def percents(most: float) -> list[float]:
     """From none to all, whatever the most is."""
     return [0.0, 25.0, 50.0, 75.0, 100.0]
@@ -62,7 +67,7 @@ def compact(value: float) -> str:
 
 def _nice(step: float) -> float:
     """The least of 1, 2 and 5 times a power of ten that is not below *step*."""
-    if step <= 0:
+    if step < 1e-12:
         return 1.0
     size = 10.0 ** math.floor(math.log10(step))
     return next(one * size for one in (1, 2, 5, 10) if one * size >= step * (1 - 1e-9))
@@ -107,6 +112,11 @@ class Chart:
     def is_empty(self) -> bool:
         """Whether there is nothing in it but zeros and gaps."""
         return not any(_number(value) for part in self.parts for value in part.values)
+
+    @property
+    def shown(self) -> list[Part]:
+        """The parts that can be seen: those with more than zeros and gaps; all of an empty chart's."""
+        return [part for part in self.parts if self.is_empty or any(_number(value) for value in part.values)]
 
     @property
     def words(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 
 from sqlalchemy import Connection
 
@@ -14,7 +15,7 @@ from pipeline.store.stats import Series
 from pipeline.store.tables import Verdict
 from pipeline.web.dashboard import charts
 from pipeline.web.dashboard.charts import Chart, Part
-from pipeline.web.dashboard.words import duration
+from pipeline.web.dashboard.words import duration, usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ PERIODS: Mapping[str, Period] = {
         Period("1h", 3600, 60, "minute"),
         Period("24h", 86_400, 3600, "hour"),
         Period("7d", 7 * 86_400, 3 * 3600, "3 hours"),
-        Period("30d", 30 * 86_400, 12 * 3600, "12 hours"),
+        Period("30d", 30 * 86_400, 86_400, "day"),
     )
 }
 
@@ -50,6 +51,8 @@ _WANTED = (
     *measures.intervals(Latency.PROVIDER),
     *(measures.CALLBACKS + verdict for verdict in Verdict.ALL),
     measures.FORGED,
+    measures.SPENT,
+    measures.SPENT_BESIDE,
 )
 
 
@@ -62,7 +65,13 @@ def read(tx: Connection, period: Period, until: datetime) -> Series:
 def drawn(found: Series, period: Period) -> list[Chart]:
     """Give the charts of it; that of odd callbacks only if there were any."""
     odd = _callbacks(found, period)
-    return [_throughput(found, period), _latency(found), _settled(found), *(() if odd.is_empty else (odd,))]
+    return [
+        _throughput(found, period),
+        _latency(found),
+        _settled(found),
+        _spent(found, period),
+        *(() if odd.is_empty else (odd,)),
+    ]
 
 
 def _throughput(found: Series, period: Period) -> Chart:
@@ -109,6 +118,20 @@ def _settled(found: Series) -> Chart:
         say=lambda share: f"{share:.0f} %",
         scale=charts.percents,
         empty="No verdict came.",
+    )
+
+
+def _spent(found: Series, period: Period) -> Chart:
+    return Chart(
+        f"US dollars per {period.each}",
+        found.times,
+        bars=[
+            Part("for completed jobs", "a", found.points[measures.SPENT]),
+            Part("twice, or for nothing", "b", found.points[measures.SPENT_BESIDE]),
+        ],
+        say=lambda amount: usd(round(Decimal(amount), 2 if amount >= 1 else 4)),
+        scale=charts.amounts,
+        empty="Nothing was spent.",
     )
 
 
