@@ -464,7 +464,6 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
         {"deliveries_pk", "notifications_pk"},
     ),
     "prune": (prune, {"jobs_ended_idx", "attempts_job_id_number_key", "jobs_pk"}),
-    "standing": (read(lambda tx, _: gauges.standing(tx, window_s=60.0)), {"jobs_due_idx", "attempts_started_at_idx"}),
     "count_minute": (
         lambda tx, _: stats.count(tx, datetime.now(UTC).replace(second=0, microsecond=0)),
         {

@@ -71,13 +71,16 @@ _JOBS = " UNION ALL ".join(
     if state != "queued"
 )
 
+# Of a paused service's queue the first are read in the order of one index: by the statistics, which take state and alarm
+# for unrelated, another one looks better, and a long queue would be sorted. Rows that are compared whole fit no other.
 _QUEUED = f"""
     SELECT 'queued', (SELECT count(*) FROM (
                SELECT FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL LIMIT {AT_MOST}) x),
            CASE WHEN EXISTS (SELECT FROM paused) THEN (
                SELECT min(x.due_at) FROM (
-                   SELECT due_at, service_id FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL
-                   ORDER BY due_at LIMIT {AT_MOST}) x
+                   SELECT due_at, service_id FROM jobs WHERE due_at IS NOT NULL
+                     AND (state, due_at) >= ('queued', '-infinity') AND (state, due_at) <= ('queued', 'infinity')
+                   ORDER BY state, due_at LIMIT {AT_MOST}) x
                WHERE x.service_id NOT IN (SELECT id FROM paused)
            ) ELSE (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL) END
 """
