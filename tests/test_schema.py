@@ -485,7 +485,7 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
         {"assets_pending_idx", "assets_lost_idx", "assets_quarantined_idx"},
     ),
     "needed": (read(lambda tx, _: attention.needed(tx)), {"jobs_due_idx", "assets_quarantined_idx"}),
-    "alive": (read(lambda tx, _: workers.alive(tx, dead_after_s=12.0)), set()),
+    "living": (read(lambda tx, _: workers.living(tx, dead_after_s=12.0)), set()),
     "sums": (
         read(lambda tx, _: stats.sums(tx, ["accepted"], datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC))),
         {"stats_measure_idx"},

@@ -71,8 +71,8 @@ _JOBS = " UNION ALL ".join(
     if state != "queued"
 )
 
-# Of a paused service's queue the first are read in the order of one index: by the statistics, which take state and alarm
-# for unrelated, another one looks better, and a long queue would be sorted. Rows that are compared whole fit no other.
+# Beside a paused service, the first of the queue are read in the order of one index: statistics, which take state and
+# alarm for unrelated, like another better, and a long queue would be sorted. Rows that are compared whole fit no other.
 _QUEUED = f"""
     SELECT 'queued', (SELECT count(*) FROM (
                SELECT FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL LIMIT {AT_MOST}) x),

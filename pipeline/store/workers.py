@@ -66,7 +66,7 @@ class Process:
     beat_at: datetime
 
 
-def alive(tx: Connection, *, dead_after_s: float, at_most: int = 100) -> Sequence[Process]:
+def living(tx: Connection, *, dead_after_s: float, at_most: int = 100) -> Sequence[Process]:
     """Those that were heard a moment ago, by where they run."""
     statement = text(f"""
         SELECT w.host, w.pid, w.started_at, w.beat_at FROM workers w WHERE NOT {DEAD}

@@ -52,7 +52,7 @@ def show() -> ResponseReturnValue:
         upto = now.counted_upto or datetime.now(UTC).replace(second=0, microsecond=0)
         kept = custody.custody(tx)
         purses = budgets.named(tx)
-        processes = workers.alive(tx, dead_after_s=DEAD_AFTER_S)
+        processes = workers.living(tx, dead_after_s=DEAD_AFTER_S)
         hour = Hour(stats.sums(tx, _HOUR, upto - timedelta(hours=1), upto))
         day = stats.sums(tx, _DAY, upto - timedelta(days=1), upto)
         found = history.read(tx, period, upto)
