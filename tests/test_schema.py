@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -27,7 +27,9 @@ from pipeline.store import (
     alarms,
     answers,
     assets,
+    attention,
     claims,
+    custody,
     gauges,
     inbox,
     lists,
@@ -40,10 +42,12 @@ from pipeline.store import (
     reviews,
     schema,
     stats,
+    workers,
 )
 from pipeline.store.database import Database
 from pipeline.store.retention import Rule
 from pipeline.store.tables import SCHEMA, Base, new_id
+from pipeline.web.dashboard import history
 from tests.factories import until
 
 MIGRATIONS = sorted(Path(schema.__file__).parents[2].joinpath("migrations").rglob("*.py"))
@@ -329,8 +333,17 @@ def crowded(new_database: NewDatabase) -> Iterator[Database]:
             FROM (SELECT id, row_number() OVER () AS n FROM jobs WHERE state = 'completed') j;
             INSERT INTO deliveries (notification_id, number, target)
             SELECT id, 1, 'https://x' FROM notifications WHERE due_at IS NULL;
+            INSERT INTO callbacks (id, token, verdict, headers, body)
+            SELECT gen_random_uuid(), n::text, 'applied', '{}', '' FROM generate_series(1, 5000) n;
+            INSERT INTO stats (minute, service_id, measure, value)
+            SELECT date_trunc('minute', now()) - n * interval '1 minute', id, m, 1
+            FROM services, generate_series(1, 1500) n, unnest(ARRAY['accepted', 'ended.completed', 'x', 'y', 'z']) m;
+            INSERT INTO stats_hours (hour, service_id, measure, value)
+            SELECT date_trunc('hour', now()) - n * interval '1 hour', id, m, 1
+            FROM services, generate_series(1, 1500) n, unnest(ARRAY['accepted', 'ended.completed', 'x', 'y', 'z']) m;
         """)
-        connection.execute("ANALYZE services, jobs, attempts, labels, models, assets, notifications, deliveries")
+        connection.execute("ANALYZE services, jobs, attempts, labels, models, assets, notifications, deliveries, stats")
+        connection.execute("ANALYZE stats_hours, callbacks")
     yield database
     database.close()
 
@@ -404,6 +417,11 @@ def prune(tx: Connection, one: One) -> None:
     pruning.keys(tx, rules)
 
 
+def charted(name: str) -> Callable[[Connection, One], object]:
+    """Read what the overview's charts of a period show."""
+    return read(lambda tx, _: history.read(tx, history.PERIODS[name], datetime.now(UTC)))
+
+
 DALL_E = "openai/dall-e-2"
 RED = {"shop": "red"}
 
@@ -446,7 +464,6 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
         {"deliveries_pk", "notifications_pk"},
     ),
     "prune": (prune, {"jobs_ended_idx", "attempts_job_id_number_key", "jobs_pk"}),
-    "standing": (read(lambda tx, _: gauges.standing(tx, window_s=60.0)), {"jobs_due_idx", "attempts_started_at_idx"}),
     "count_minute": (
         lambda tx, _: stats.count(tx, datetime.now(UTC).replace(second=0, microsecond=0)),
         {
@@ -459,6 +476,22 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
             "deliveries_at_idx",
         },
     ),
+    "standing": (
+        read(lambda tx, _: gauges.standing(tx, window_s=60.0)),
+        {"jobs_due_idx", "attempts_started_at_idx", "assets_due_at_idx", "notifications_endpoint_idx", "callbacks_pk"},
+    ),
+    "custody": (
+        read(lambda tx, _: custody.custody(tx)),
+        {"assets_pending_idx", "assets_lost_idx", "assets_quarantined_idx"},
+    ),
+    "needed": (read(lambda tx, _: attention.needed(tx)), {"jobs_due_idx", "assets_quarantined_idx"}),
+    "living": (read(lambda tx, _: workers.living(tx, dead_after_s=12.0)), set()),
+    "sums": (
+        read(lambda tx, _: stats.sums(tx, ["accepted"], datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC))),
+        {"stats_measure_idx"},
+    ),
+    "chart_hour": (charted("1h"), {"stats_measure_idx"}),
+    "chart_day": (charted("24h"), {"stats_hours_measure_idx"}),
     "list": (listed(), {"jobs_state_idx", "jobs_pk"}),
     "list_state": (listed(state=State.QUEUED), {"jobs_state_idx", "jobs_pk"}),
     "list_model": (listed(model=DALL_E), {"jobs_model_idx", "jobs_pk"}),
@@ -499,6 +532,6 @@ def test_no_statement_of_the_hot_path_reads_a_whole_table(crowded: Database, nam
             driver.remove_notice_handler(keep)
             tx.rollback()
     plan = "\n".join(message for message in seen if "plan:" in message)
-    tables = ("jobs", "attempts", "labels", "assets", "notifications", "deliveries")
+    tables = ("jobs", "attempts", "labels", "assets", "notifications", "deliveries", "callbacks", "stats")
     assert not [line for line in plan.splitlines() if any(f"Seq Scan on {table}" in line for table in tables)], plan
     assert not [index for index in indexes if f" {index} " not in plan], plan

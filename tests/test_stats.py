@@ -420,6 +420,22 @@ def test_a_quantile_lies_in_the_interval_of_the_true_one(seconds: list[float], q
     assert lower <= estimate <= upper
 
 
+def test_hours_are_the_sums_of_their_minutes(rt: Runtime, caller: Caller) -> None:
+    """However often a minute is counted, and whatever was added as it happened."""
+    now = present_minute()
+    accepted_in(rt, caller, now - 2 * MINUTE, 2)
+    for late in (0, 1):
+        accepted_in(rt, caller, now - 3 * MINUTE, late)
+        for back in (3, 2):
+            with rt.db.transaction() as tx:
+                stats.count(tx, now - back * MINUTE)
+                stats.add(tx, [(caller.service.id, measures.POLLS, 5)])
+    assert rows(rt, "stats_hours") == rows(rt, "stats") == {"accepted": 3, "polls": 20}
+    with rt.db.transaction() as tx:
+        assert sum(stats.series(tx, ["accepted"], now - 5 * MINUTE, now, 60).points["accepted"]) == 3
+        assert sum(stats.series(tx, ["accepted"], now - 5 * MINUTE, now, 2 * 3600).points["accepted"]) == 3
+
+
 def test_a_quantile_of_nothing_is_none() -> None:
     """There is no such time."""
     assert quantile(0.5, [0.0] * 14) is None
@@ -433,8 +449,12 @@ def test_old_minutes_go_and_the_totals_stay(rt: Runtime, caller: Caller) -> None
         execute(rt, "INSERT INTO stats VALUES (:at, :id, :m, 1)", at=at, id=caller.service.id, m=f"x{number}")
     execute(rt, "INSERT INTO stats VALUES (:at, :id, 'x', 1)", at=now - 89 * 1440 * MINUTE, id=caller.service.id)
     execute(rt, "INSERT INTO totals VALUES (:id, 'x', 301)", id=caller.service.id)
+    for days in (91, 89):
+        hour = now.replace(minute=0) - days * 1440 * MINUTE
+        execute(rt, "INSERT INTO stats_hours VALUES (:at, :id, 'x', 1)", at=hour, id=caller.service.id)
     assert [(old.kind, old.count) for old in prune.due(rt)] == [(Kind.STATS, 300)]
     assert prune.remove(rt) == {Kind.STATS: 250}
     assert prune.remove(rt) == {Kind.STATS: 50}
     assert not prune.remove(rt)
     assert (rows(rt, "stats"), rows(rt, "totals")) == ({"x": 1}, {"x": 301})
+    assert rows(rt, "stats_hours") == {"x": 1}

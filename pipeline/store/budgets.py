@@ -150,6 +150,15 @@ def everything(tx: Connection) -> list[Purse]:
     return [Purse(*row) for row in tx.execute(text(f"SELECT {_PURSE} FROM budgets b ORDER BY b.scope, b.period"))]
 
 
+def named(tx: Connection) -> list[tuple[str | None, Purse]]:
+    """Likewise, each with its service's name; the account's first, which has none."""
+    statement = text(f"""
+        SELECT s.name, {_PURSE} FROM budgets b LEFT JOIN services s ON s.id::text = b.scope
+        ORDER BY s.name NULLS FIRST, b.period
+    """)
+    return [(row[0], Purse(*row[1:])) for row in tx.execute(statement)]
+
+
 def close(tx: Connection, scope: str, period: Period) -> bool:
     """End a limit. True when there was one."""
     statement = text("DELETE FROM budgets WHERE scope = :scope AND period = :period")

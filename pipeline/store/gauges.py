@@ -6,6 +6,7 @@ A few statements off indexes of what lives; nothing is counted beyond AT_MOST, a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, text
 
@@ -37,13 +38,16 @@ class Standing:
     held: int  # jobs that need a decision
     halted: str | None
     backoff_s: float
+    trial: bool  # one POST at a time until one is accepted
     in_flight_cap: int | None  # learnt from refusals; None: what the level allows
     in_flight: int  # places at the provider that are taken
     starts: int  # POSTs that count in the provider's present window
     swept_s: float | None
     counted_s: float | None  # since the last minute that was counted ended
+    counted_upto: datetime | None  # when that was
     workers: int  # heard within the last seconds
     endpoints_off: int
+    heard_s: float | None  # since the newest callback
 
 
 def _late(first: str) -> str:
@@ -67,13 +71,16 @@ _JOBS = " UNION ALL ".join(
     if state != "queued"
 )
 
+# Beside a paused service, the first of the queue are read in the order of one index: statistics, which take state and
+# alarm for unrelated, like another better, and a long queue would be sorted. Rows that are compared whole fit no other.
 _QUEUED = f"""
     SELECT 'queued', (SELECT count(*) FROM (
                SELECT FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL LIMIT {AT_MOST}) x),
            CASE WHEN EXISTS (SELECT FROM paused) THEN (
                SELECT min(x.due_at) FROM (
-                   SELECT due_at, service_id FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL
-                   ORDER BY due_at LIMIT {AT_MOST}) x
+                   SELECT due_at, service_id FROM jobs WHERE due_at IS NOT NULL
+                     AND (state, due_at) >= ('queued', '-infinity') AND (state, due_at) <= ('queued', 'infinity')
+                   ORDER BY state, due_at LIMIT {AT_MOST}) x
                WHERE x.service_id NOT IN (SELECT id FROM paused)
            ) ELSE (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL) END
 """
@@ -101,15 +108,18 @@ _STANDING = text(f"""
                SELECT held_at FROM jobs WHERE state = 'unknown' AND due_at IS NOT NULL LIMIT {AT_MOST}) x) AS held,
            a.halted_reason AS halted,
            coalesce(greatest(0, extract(epoch FROM a.backoff_until - statement_timestamp())), 0)::float8 AS backoff_s,
-           a.in_flight_cap,
+           a.trial, a.in_flight_cap,
            (SELECT sum(n) FROM live WHERE {one_of("state", IN_FLIGHT)})::int AS in_flight,
            (SELECT count(*) FROM attempts
             WHERE started_at > statement_timestamp() - make_interval(secs => :window_s)
               AND outcome IS DISTINCT FROM 'not_sent') AS starts,
            extract(epoch FROM statement_timestamp() - a.swept_at)::float8 AS swept_s,
            (SELECT extract(epoch FROM statement_timestamp() - upto)::float8 FROM rollup WHERE id = 1) AS counted_s,
+           (SELECT upto FROM rollup WHERE id = 1) AS counted_upto,
            (SELECT count(*) FROM workers w WHERE NOT {DEAD}) AS workers,
-           (SELECT count(*) FROM endpoints WHERE off_at IS NOT NULL) AS endpoints_off
+           (SELECT count(*) FROM endpoints WHERE off_at IS NOT NULL) AS endpoints_off,
+           (SELECT extract(epoch FROM statement_timestamp() - received_at)::float8
+            FROM callbacks ORDER BY id DESC LIMIT 1) AS heard_s
     FROM account a WHERE a.id = 1
 """)
 
@@ -125,11 +135,14 @@ def standing(tx: Connection, *, window_s: float) -> Standing:
         held=row.held,
         halted=row.halted,
         backoff_s=row.backoff_s,
+        trial=row.trial,
         in_flight_cap=row.in_flight_cap,
         in_flight=row.in_flight - row.held,
         starts=row.starts,
         swept_s=row.swept_s,
         counted_s=row.counted_s,
+        counted_upto=row.counted_upto,
         workers=row.workers,
         endpoints_off=row.endpoints_off,
+        heard_s=row.heard_s,
     )

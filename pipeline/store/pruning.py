@@ -279,13 +279,20 @@ _REMOVE_ROWS = {
 }
 
 
+# Hours go after the last of their minutes: there are few of them.
+_REMOVE_HOURS = text("DELETE FROM stats_hours WHERE hour < (SELECT min(minute) - interval '1 hour' FROM stats)")
+
+
 def rows(tx: Connection, rules: Sequence[Rule], kind: Kind, *, at_most: int = BATCH) -> int:
     """Remove up to *at_most* of what is no job nor key, those whose age is over, and give how many."""
     mine = [rule for rule in rules if rule.kind is kind]
     if not mine:
         return 0
     tx.execute(READ_BY_INDEX)
-    return tx.execute(_REMOVE_ROWS[kind], {"rules": _json(mine), "at_most": at_most}).rowcount
+    removed = tx.execute(_REMOVE_ROWS[kind], {"rules": _json(mine), "at_most": at_most}).rowcount
+    if kind is Kind.STATS and removed:
+        tx.execute(_REMOVE_HOURS)
+    return removed
 
 
 _COUNTS = [

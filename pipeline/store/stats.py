@@ -1,11 +1,11 @@
 """
-What happened in each minute (`stats`), and ever since (`totals`); see `measures` for the names.
+What happened in each minute (`stats`), in each hour, and ever since (`totals`); see `measures` for the names.
 
 The sweep counts a minute once it is over, off indexes alone, and again a little later: a POST's answer comes, and a
 long transaction commits, after the minute they belong to. A count can only grow, and what it grew by is added to the
-totals in the same statement: whoever counts a minute twice changes nothing, and pruned jobs stay counted. What has no
-index by time, because it is rare, is added in the transaction of the event, as its last statement: nobody waits in a
-circle.
+hour and the totals in the same statement: whoever counts a minute twice changes nothing, and pruned jobs stay counted.
+What has no index by time, because it is rare, is added in the transaction of the event, as its last statement: nobody
+waits in a circle.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -46,6 +46,18 @@ class StatRow(Base):
 
     minute: Mapped[datetime] = mapped_column(primary_key=True)
     service_id: Mapped[UUID] = mapped_column(primary_key=True)  # NOBODY: it belongs to none
+    measure: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[float] = mapped_column(Double)
+
+
+class HourRow(Base):
+    """The sum of a service's measure over the minutes of one hour, of UTC."""
+
+    __tablename__ = "stats_hours"
+    __table_args__ = (Index("stats_hours_measure_idx", "measure", "hour", postgresql_include=["service_id", "value"]),)
+
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    service_id: Mapped[UUID] = mapped_column(primary_key=True)
     measure: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[float] = mapped_column(Double)
 
@@ -177,6 +189,10 @@ _COUNT = text(f"""
         INSERT INTO stats (minute, service_id, measure, value)
         SELECT :minute, service_id, measure, value FROM grown ORDER BY 2, 3
         ON CONFLICT (minute, service_id, measure) DO UPDATE SET value = excluded.value
+    ), hourly AS (
+        INSERT INTO stats_hours AS h (hour, service_id, measure, value)
+        SELECT date_trunc('hour', CAST(:minute AS timestamptz), 'UTC'), service_id, measure, by FROM grown ORDER BY 2, 3
+        ON CONFLICT (hour, service_id, measure) DO UPDATE SET value = h.value + excluded.value
     )
     INSERT INTO totals AS t (service_id, measure, value)
     SELECT service_id, measure, by FROM grown ORDER BY 1, 2
@@ -240,6 +256,10 @@ _ADD = text("""
         INSERT INTO stats AS s (minute, service_id, measure, value)
         SELECT date_trunc('minute', clock_timestamp()), service_id, measure, value FROM news ORDER BY 2, 3
         ON CONFLICT (minute, service_id, measure) DO UPDATE SET value = s.value + excluded.value
+    ), hourly AS (
+        INSERT INTO stats_hours AS h (hour, service_id, measure, value)
+        SELECT date_trunc('hour', clock_timestamp(), 'UTC'), service_id, measure, value FROM news ORDER BY 2, 3
+        ON CONFLICT (hour, service_id, measure) DO UPDATE SET value = h.value + excluded.value
     )
     INSERT INTO totals AS t (service_id, measure, value) SELECT service_id, measure, value FROM news ORDER BY 1, 2
     ON CONFLICT (service_id, measure) DO UPDATE SET value = t.value + excluded.value
@@ -299,13 +319,17 @@ class Series:
         return [self.since + timedelta(seconds=n * self.step_s) for n in range(count)]
 
 
-_SERIES = text("""
+HOUR_S = 3600
+
+_BY_MINUTE = """
     SELECT measure, floor(extract(epoch FROM minute - :since) / :step_s)::int AS n, sum(value) AS value
     FROM stats
     WHERE measure = ANY(CAST(:measures AS text[])) AND minute >= :since AND minute < :until
       AND (CAST(:service_id AS uuid) IS NULL OR service_id = CAST(:service_id AS uuid))
     GROUP BY 1, 2
-""")
+"""
+_SERIES = text(_BY_MINUTE)
+_HOURLY = text(_BY_MINUTE.replace("minute", "hour").replace("FROM stats", "FROM stats_hours"))
 
 
 def series(
@@ -321,6 +345,7 @@ def series(
     How much there was of each measure, step by step, of one service or of all.
 
     The first step begins at the last whole *step_s* (of UTC) before *since*; the last may be in progress at *until*.
+    Steps of whole hours are read off the hours, and the one *until* is in as far as it was counted.
 
     Raises:
         ValueError: A step is not of whole minutes, or there would be more than POINTS of them.
@@ -339,7 +364,7 @@ def series(
         "step_s": step_s,
         "service_id": service_id and str(service_id),
     }
-    for row in tx.execute(_SERIES, parameters):
+    for row in tx.execute(_SERIES if step_s % HOUR_S else _HOURLY, parameters):
         points[row.measure][row.n] = row.value
     return Series(first, step_s, points)
 
@@ -383,7 +408,11 @@ def quantiles(
     service_id: UUID | None = None,
 ) -> dict[float, list[float | None]]:
     """How long jobs took, step by step as `series` has them: p50 and p95, estimated; None where none ended."""
-    names = measures.intervals(latency)
-    found = series(tx, names, since, until, step_s, service_id=service_id)
-    steps = list(zip(*(found.points[name] for name in names), strict=True))
-    return {q: [measures.quantile(q, step) for step in steps] for q in of}
+    found = series(tx, measures.intervals(latency), since, until, step_s, service_id=service_id)
+    return {q: quantiles_of(found, latency, q) for q in of}
+
+
+def quantiles_of(found: Series, latency: Latency, q: float) -> list[float | None]:
+    """The same of a series that has the latency's intervals."""
+    steps = zip(*(found.points[name] for name in measures.intervals(latency)), strict=True)
+    return [measures.quantile(q, step) for step in steps]

@@ -2,6 +2,9 @@
 
 import os
 import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from uuid import UUID
@@ -51,6 +54,25 @@ def bury_neighbours(tx: Connection) -> None:
     if gone:
         bury = text("UPDATE workers SET gone_at = clock_timestamp() WHERE id = ANY(CAST(:ids AS uuid[]))")
         tx.execute(bury, {"ids": gone})
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One worker process that lives."""
+
+    host: str
+    pid: int
+    started_at: datetime
+    beat_at: datetime
+
+
+def living(tx: Connection, *, dead_after_s: float, at_most: int = 100) -> Sequence[Process]:
+    """Those that were heard a moment ago, by where they run."""
+    statement = text(f"""
+        SELECT w.host, w.pid, w.started_at, w.beat_at FROM workers w WHERE NOT {DEAD}
+        ORDER BY w.host, w.started_at, w.pid LIMIT :at_most
+    """)
+    return [Process(*row) for row in tx.execute(statement, {"dead_after_s": dead_after_s, "at_most": at_most})]
 
 
 @cache
