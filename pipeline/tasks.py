@@ -99,8 +99,8 @@ def models() -> None:
 
 @celery.task(name="pipeline.sweep")
 def sweep() -> None:
-    """Run one sweep."""
-    worker().wake("sweep")
+    """Run one sweep: beat says so."""
+    worker().hear_beat()
 
 
 @celery.task(name="pipeline.enqueue", bind=True, typing=False)

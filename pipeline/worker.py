@@ -75,6 +75,7 @@ class Worker:
         self._heart = Duty("heartbeat", self._beat)
         url = self.rt.settings.database_url
         self._heart_db = Database(url, name="heartbeat", pool_size=HEARTBEAT_POOL, patience_s=HEARTBEAT_PATIENCE_S)
+        self._told_at: float | None = None  # when beat last told this process to sweep
         self._stop = threading.Lock()
         self._stopped = False
 
@@ -89,6 +90,11 @@ class Worker:
         for name, duty in self._duties.items():  # those of a worker stopped meanwhile end at once
             duty.start(look=name != "sweep")  # that is beat's, or the heartbeat's when there is none
         log.info("worker.started", worker_id=str(self.id))
+
+    def hear_beat(self) -> None:
+        """Sweep, as beat says; that it does is told with the next heartbeat."""
+        self._told_at = time.monotonic()
+        self.wake("sweep")
 
     def look_once(self) -> None:
         """Sweep and do what is due, once, instead of `start`; `stop` then waits for the answers."""
@@ -167,7 +173,8 @@ class Worker:
 
     def _beat(self) -> float:
         with self._heart_db.transaction() as tx:
-            swept_s = workers.beat(tx, self.id)
+            told_s = None if self._told_at is None else time.monotonic() - self._told_at
+            swept_s = workers.beat(tx, self.id, told_s=told_s)
         if swept_s is None or swept_s > UNSWEPT_S:
             self.sweep()
         return HEARTBEAT_S

@@ -41,8 +41,8 @@ def test_a_sound_installation_is_found_sound(rt: Runtime, web: str, doctor: Doct
     execute(rt, "UPDATE account SET swept_at = now() + interval '1 h'")  # on a busy machine, too, all is recent
     execute(
         rt,
-        "INSERT INTO workers (id, host, pid, beat_at)"
-        " VALUES (gen_random_uuid(), 'elsewhere', 1, now() + interval '1 h')",
+        "INSERT INTO workers (id, host, pid, beat_at, told_at)"
+        " VALUES (gen_random_uuid(), 'elsewhere', 1, now() + interval '1 h', now() + interval '1 h')",
     )
     done = doctor("--json")
     assert set(levels(done).values()) == {"ok"}, done.stdout
@@ -50,7 +50,7 @@ def test_a_sound_installation_is_found_sound(rt: Runtime, web: str, doctor: Doct
     assert set(levels(done)) == {
         *("settings", "procfile", "database", "db clock", "connections", "schema", "broker", "eviction", "queue"),
         *("provider", "clock", "secret", "webhooks", "archive", "outputs", "models", "screen"),
-        *("account", "workers", "sweep"),
+        *("account", "workers", "beat", "sweep"),
     }
     shown = doctor("--formation", "web=2,worker=3").stdout
     assert shown.count("ok") >= 20

@@ -5,12 +5,19 @@ import sys
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 
 from pipeline.embedded import api, procfile, stack
 from pipeline.embedded.processes import wait_until
 
 pytestmark = pytest.mark.xdist_group("stack")
+
+
+def beat_is_heard(database_url: str) -> bool:
+    """Some worker was told to sweep by Celery's beat, over the broker."""
+    with psycopg.connect(database_url) as db:
+        return db.execute("SELECT FROM pipeline.workers WHERE told_at IS NOT NULL").fetchone() is not None
 
 
 def test_whatever_is_killed_comes_back_and_nothing_is_left() -> None:
@@ -23,6 +30,7 @@ def test_whatever_is_killed_comes_back_and_nothing_is_left() -> None:
             assert wait_until(lambda: bool(it.pids()[name]) and not {*it.pids()[name]} & {*before}, 20.0), name  # noqa: B023
         assert wait_until(lambda: api.answers(f"{it.url}/readyz"), 20.0)
         assert len(it.pids()["worker"]) >= 2
+        assert wait_until(lambda: beat_is_heard(it.database_url), 60.0)
         everybody |= {pid for pids in it.pids().values() for pid in pids}
     assert not any(psutil.pid_exists(pid) for pid in everybody)
     assert not it.data.exists()

@@ -59,8 +59,8 @@ def sound(make_rt: Callable[..., Runtime], rt: Runtime, web: str, valkey: Server
     execute(rt, "UPDATE account SET swept_at = now() + interval '1 h'")  # on a busy machine, too, all is recent
     execute(
         rt,
-        "INSERT INTO workers (id, host, pid, beat_at)"
-        " VALUES (gen_random_uuid(), 'elsewhere', 1, now() + interval '1 h')",
+        "INSERT INTO workers (id, host, pid, beat_at, told_at)"
+        " VALUES (gen_random_uuid(), 'elsewhere', 1, now() + interval '1 h', now() + interval '1 h')",
     )
     return lambda **changes: make_rt(**{"broker_url": valkey.url, **changes})
 
@@ -399,3 +399,14 @@ def test_settings_for_tests_are_named_in_production(
     real = {"wavespeed_base_url": "https://api.wavespeed.ai", "unknown_patience_s": 900.0}
     first = next(examine(sound(**{**real, **changes})))  # what comes before anybody is asked
     assert first.code == code
+
+
+def test_a_beat_that_is_not_heard_is_named_though_the_workers_sweep(sound: Callable[..., Runtime], rt: Runtime) -> None:
+    execute(rt, "UPDATE workers SET told_at = now() - interval '5 minutes'")
+    found = ailing(sound())
+    assert set(found) == {"beat_away"}
+    assert "sweep by themselves" in found["beat_away"].words
+    execute(rt, "UPDATE workers SET told_at = NULL, started_at = now() - interval '5 minutes'")
+    assert set(ailing(sound())) == {"beat_away"}
+    execute(rt, "UPDATE workers SET started_at = now()")
+    assert ailing(sound()) == {}

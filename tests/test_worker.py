@@ -257,6 +257,17 @@ def test_the_heartbeat_leaves_the_sweep_to_beat(rt: Runtime, start_worker: Start
     assert account(rt).swept_at == before
 
 
+def test_that_beat_is_heard_is_told_with_the_heartbeat(rt: Runtime, start_worker: StartWorker) -> None:
+    """Without it workers sweep by themselves, so nobody would notice."""
+    worker = start_worker()
+    worker.hear_beat()
+    until(lambda: scalar(rt, "SELECT told_at FROM workers"))
+    before = scalar(rt, "SELECT beat_at FROM workers")
+    until(lambda: scalar(rt, "SELECT beat_at FROM workers") > before)
+
+    assert scalar(rt, "SELECT told_at < beat_at FROM workers"), "it is the time when it was heard, and not now"
+
+
 # The database is away
 
 

@@ -420,3 +420,4 @@ class WorkerRow(Base):
     gone_at: Mapped[datetime | None]  # when a neighbour saw that it had ended without leaving
     started_at: Mapped[datetime] = mapped_column(server_default=NOW)
     beat_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    told_at: Mapped[datetime | None]  # when Celery's beat last told it to sweep

@@ -21,16 +21,22 @@ database that restarts again and again would keep the dead alive.
 """
 
 
-def beat(tx: Connection, worker_id: UUID) -> float | None:
-    """Say that this process lives. Returns the seconds since anybody swept, or None if nobody ever did."""
+def beat(tx: Connection, worker_id: UUID, *, told_s: float | None = None) -> float | None:
+    """
+    Say that this process lives, and that Celery's beat told it to sweep *told_s* seconds ago, if it ever did.
+
+    Returns the seconds since anybody swept, or None if nobody ever did.
+    """
     statement = text("""
         WITH beat AS (
-            INSERT INTO workers (id, host, pid, place) VALUES (:id, :host, :pid, :place)
-            ON CONFLICT (id) DO UPDATE SET beat_at = clock_timestamp(), gone_at = NULL
+            INSERT INTO workers AS w (id, host, pid, place, told_at)
+            VALUES (:id, :host, :pid, :place, clock_timestamp() - make_interval(secs => :told_s))
+            ON CONFLICT (id) DO UPDATE SET beat_at = clock_timestamp(), gone_at = NULL,
+                told_at = coalesce(excluded.told_at, w.told_at)
         )
         SELECT extract(epoch FROM clock_timestamp() - swept_at)::float8 FROM account WHERE id = 1
     """)
-    who = {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid(), "place": _place()}
+    who = {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid(), "place": _place(), "told_s": told_s}
     swept: float | None = tx.execute(statement, who).scalar_one()
     return swept
 
@@ -39,6 +45,15 @@ def alive(tx: Connection, *, dead_after_s: float) -> int:
     """How many are heard."""
     statement = text(f"SELECT count(*) FROM workers w WHERE NOT {DEAD}")
     return int(tx.execute(statement, {"dead_after_s": dead_after_s}).scalar_one())
+
+
+def untold_s(tx: Connection) -> float | None:
+    """For how long Celery's beat has not been heard by any worker, in seconds; a new one counts from its start."""
+    statement = text("""
+        SELECT extract(epoch FROM clock_timestamp() - max(coalesce(told_at, started_at)))::float8 FROM workers
+    """)
+    found: float | None = tx.execute(statement).scalar_one()
+    return found
 
 
 def leave(tx: Connection, worker_id: UUID) -> None:

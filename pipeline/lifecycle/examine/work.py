@@ -49,6 +49,7 @@ def work(rt: Runtime) -> Iterator[Finding]:
     with rt.db.transaction() as tx:
         now = account.condition(tx)
         alive = workers.alive(tx, dead_after_s=DEAD_AFTER_S)
+        untold_s = workers.untold_s(tx)
     if now.halted_reason:
         words = f"halted: {now.halted_reason}"
         yield fail("account", "account_halted", words, "a new key, or credit; then it resumes: see `pipeline account`")
@@ -66,6 +67,11 @@ def work(rt: Runtime) -> Iterator[Finding]:
     else:
         words = f"none is alive, and nobody has swept for {now.swept_s / 60:.0f} min: jobs wait for good"
         yield fail("workers", "workers_gone", words, "start `worker`, and see why it left")
+    if alive and untold_s is not None and untold_s > SWEEP_LATE_S:
+        words = f"the workers have not heard it for {untold_s:.0f} s: they sweep by themselves, more slowly"
+        yield warn("beat", "beat_away", words, "start one process `beat`; see whether it reaches the broker")
+    elif alive:
+        yield ok("beat", "heard by the workers")
     if now.swept_s is not None and now.swept_s <= SWEEP_LATE_S:
         yield ok("sweep", f"last run {swept}")
     elif alive:
