@@ -187,7 +187,7 @@ def needs(
         )
     if kept.dead:
         yield Need(
-            f"{_many(kept.dead, 'notification was', 'notifications were')} given up: callers do not know.",
+            f"{_many(kept.dead, 'notification was', 'notifications were')} given up: nobody heard them.",
             "Send them again once the receiver works.",
             url_for("dashboard.notifications.show", state="dead"),
             "Dead letters",
