@@ -95,6 +95,7 @@ def test_no_request_of_a_service_gets_an_undocumented_answer(
     fuzz(web, tmp_path, "--max-examples", MAX_EXAMPLES, key=caller.key)
 
 
+@pytest.mark.slow  # what a service's requests find is mostly the same
 def test_no_request_of_an_operator_gets_an_undocumented_answer(
     rt: Runtime, web: str, make_caller: Callable[..., Caller], tmp_path: Path
 ) -> None:

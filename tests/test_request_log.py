@@ -4,7 +4,6 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +17,20 @@ from tests.serving import Served, serving
 FIRST = "the-first.request/of=them"
 
 
-@pytest.fixture
-def served(environ: dict[str, str], rt: Runtime, tmp_path: Path) -> Iterator[Served]:
-    """Give a web server of the test's own, as in production: it logs from `info` on."""
-    with serving(environ | {"LOG_LEVEL": "info", "WEB_THREADS": "12"}, tmp_path) as web:
+@pytest.fixture(scope="module")
+def server(environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Run a web server as in production: it logs from `info` on."""
+    with serving(environ | {"LOG_LEVEL": "info", "WEB_THREADS": "12"}, tmp_path_factory.mktemp("web")) as web:
         yield web
+
+
+@pytest.fixture
+def served(server: Served, rt: Runtime) -> Served:
+    """Give that server, on an empty database, with nothing in its log, nor to come of what was before."""
+    get(f"{server.url}/the-last-of-before")
+    until(lambda: any(line.get("status") == 404 for line in lines(server, "request.served")[-1:]))
+    server.log_file.write_text("")  # it appends
+    return server
 
 
 def lines(web: Served, event: str | None = None) -> list[dict[str, Any]]:

@@ -128,6 +128,7 @@ def test_migrations_go_up_down_and_up_again(new_database: NewDatabase, described
         assert definitions(tx) == described
 
 
+@pytest.mark.slow  # that all of them can be is asked each time, one test above
 def test_each_migration_can_be_taken_back_by_itself(new_database: NewDatabase) -> None:
     """Each is a release of its own."""
     url = url_of(new_database("step_by_step"))

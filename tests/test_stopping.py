@@ -118,7 +118,13 @@ def locked(rt: Runtime) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("remapped", [{}, {"REMAP_SIGTERM": "SIGQUIT"}], ids=["as it is", "remapped"])
+@pytest.mark.parametrize(
+    "remapped",
+    [
+        pytest.param({}, id="as it is"),
+        pytest.param({"REMAP_SIGTERM": "SIGQUIT"}, id="remapped", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("kind", POOL_KINDS)
 def test_a_second_sigterm_cuts_no_answer_off(
     kind: str,
@@ -178,6 +184,7 @@ def test_a_message_whose_process_is_killed_goes_to_another(
         until(lambda: scalar(rt, "SELECT count(*) FROM jobs") == 1, 90.0)
 
 
+@pytest.mark.slow  # of the pool that the Procfile does not choose
 def test_a_pool_process_asked_alone_ends_its_posts_and_is_replaced(
     rt: Runtime, env: dict[str, str], caller: Caller, sandbox: Sandbox, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Submit: what becomes of a job and of the account after each answer to a paid POST, over real HTTP."""
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -484,15 +485,21 @@ def test_without_a_retry_after_each_429_doubles_the_wait_up_to_a_window(
 ) -> None:
     """The provider documents no header; its limits reset every minute, so longer than that is never needed."""
     waits = []
-    with wire(says(429, {"message": "Slow down"})) as server:
+    answers = threading.Semaphore()
+
+    def one_by_one(_: Request, connection: socket.socket) -> None:
+        answers.acquire(timeout=60)
+        connection.sendall(http(429, {"message": "Slow down"}))
+
+    with wire(one_by_one) as server:
         rt = make_rt(wavespeed_base_url=server.url)
         job_id = queued(rt, caller.service)
         worker = start_worker(rt)
         for number in range(1, 9):
-            swept(worker, lambda number=number: outcomes(rt, job_id) == ["throttled"] * number)  # type: ignore[misc]
-            until(lambda: state(rt, job_id) == State.QUEUED)
+            swept(worker, lambda number=number: outcomes(rt, job_id)[:number] == ["throttled"] * number)  # type: ignore[misc]
             waits.append(account(rt).backoff_s)
             execute(rt, "UPDATE account SET backoff_until = clock_timestamp(), pacer = NULL")
+            answers.release()
 
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
     assert account(rt).in_flight_cap is None  # it said nothing of tasks at a time
