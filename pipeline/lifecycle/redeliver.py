@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from uuid import UUID
 
 from pipeline import telemetry
 from pipeline.errors import NotAllowedNow
@@ -23,19 +24,22 @@ class Resent:
 
 def redeliver(rt: Runtime, wanted: Wanted, *, within_s: float = 3600.0) -> Resent:
     """Send them again from the beginning of the schedule, as many as can be planned within so many seconds."""
-    sent: list[str] = []
+    count, receivers = 0, set[str | None]()
+    last: UUID | None = None
     end = time.monotonic() + within_s
     finished = False
     while not finished and time.monotonic() < end:
         with rt.db.transaction() as tx:
-            batch = deliveries.replay(tx, wanted)
-        sent += batch
+            batch = deliveries.replay(tx, wanted, after=last)
+        count += len(batch)
+        receivers.update(one.endpoint for one in batch)
+        last = batch[-1].id if batch else last
         rt.nudge("notify")
         finished = len(batch) < deliveries.REPLAYED_AT_A_TIME
     with rt.db.transaction() as tx:
         off = {one.name for one in endpoints.troubled(tx) if one.off_at}
-    log.info("notifications.replayed", count=len(sent))
-    return Resent(len(sent), sorted(off.intersection(sent)), finished)
+    log.info("notifications.replayed", count=count)
+    return Resent(count, sorted(off.intersection(receivers)), finished)
 
 
 def switch_on(rt: Runtime, endpoint: str) -> None:

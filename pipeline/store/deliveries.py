@@ -164,21 +164,24 @@ def count(tx: Connection, wanted: Wanted, *, at_most: int | None = None) -> int:
     return int(tx.execute(select(func.count()).select_from(chosen)).scalar_one())
 
 
-def replay(tx: Connection, wanted: Wanted) -> list[str]:
+def replay(
+    tx: Connection, wanted: Wanted, *, after: UUID | None = None, at_most: int = REPLAYED_AT_A_TIME
+) -> Sequence[Any]:
     """
-    Send them again from the beginning of the schedule, REPLAYED_AT_A_TIME at most: those whose time it is are none.
+    Send them again from the beginning of the schedule, *at_most* of them: those whose time it is are none.
 
     What waits for its next try is sent at once instead; what is being sent at this moment is left alone. Each keeps
     its id, so a receiver that had it after all knows it again.
 
     Returns:
-        The endpoint of each, as it last was.
+        The `id` of each, in order, and the `endpoint` as it last was. Whoever goes on does so *after* the last of them:
+        some have ended again by then.
     """
     chosen = (
         select(NotificationRow.id, NotificationRow.endpoint)
-        .where(*wanted.conditions(), _replayable())
+        .where(*wanted.conditions(), _replayable(), NotificationRow.id > (after or UUID(int=0)))
         .order_by(NotificationRow.id)
-        .limit(REPLAYED_AT_A_TIME)
+        .limit(at_most)
         .with_for_update(skip_locked=True)
         .cte("chosen")
     )
@@ -186,9 +189,9 @@ def replay(tx: Connection, wanted: Wanted) -> list[str]:
         update(NotificationRow)
         .where(NotificationRow.id == chosen.c.id)
         .values(state=Told.PENDING, due_at=NOW, tries=0, replayed_at=NOW, ended_at=None, worker_id=None, endpoint=None)
-        .returning(chosen.c.endpoint)
+        .returning(chosen.c.id, chosen.c.endpoint)
     )
-    return [endpoint or "" for endpoint in tx.execute(statement).scalars()]
+    return sorted(tx.execute(statement), key=lambda one: one.id)
 
 
 def _replayable() -> ColumnElement[bool]:
