@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from pipeline.jobs import State
+from pipeline.lifecycle import prune, review
 from pipeline.lifecycle.discard import discard
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
@@ -21,6 +23,7 @@ from pipeline.worker import Worker
 from tests.conftest import Caller
 from tests.factories import execute, happened, kept, kinds, processing, queued, scalar, swept, until
 from tests.http import Answer, get, request
+from tests.wire import Request, says, wire
 
 StartWorker = Callable[..., Worker]
 
@@ -74,6 +77,8 @@ def test_outputs_are_kept_and_served_as_they_came(
     part = fetched(web, caller, job_id, headers={"Range": "bytes=1000-1999"})
     assert (part.status, part.body == original[1000:2000]) == (206, True)
     assert part.headers["content-range"] == f"bytes 1000-1999/{len(original)}"
+    parts = fetched(web, caller, job_id, headers={"Range": "bytes=0-1,5-6"})
+    assert (parts.status, parts.body == original) == (200, True), "what is asked for in several parts comes whole"
     beyond = fetched(web, caller, job_id, headers={"Range": f"bytes={len(original)}-"})
     assert (beyond.status, beyond.json["code"]) == (416, "not_in_range")
     assert fetched(web, caller, job_id, headers={"If-None-Match": whole.headers["etag"]}).status == 304
@@ -192,6 +197,49 @@ def test_a_worker_that_stops_leaves_its_downloads_to_others_at_once(
             worker.stop(0.0)
     left = "SELECT due_at <= clock_timestamp() AND worker_id IS NULL AND attempts = 0 AND error IS NULL FROM assets"
     assert scalar(rt, left) is True
+
+
+def test_what_is_purged_while_it_is_fetched_leaves_no_bytes_behind(
+    rt: Runtime, caller: Caller, start_worker: StartWorker, archive: Path
+) -> None:
+    """Purged means removed, though the file came only after the person had decided."""
+    execute(rt, "UPDATE account SET archiving = true")
+    purged = threading.Event()
+
+    def slow(_request: Request, connection: socket.socket) -> None:
+        assert purged.wait(30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n\x89PNG\r\n\x1a\n")
+
+    with wire(slow) as provider:
+        job = processing(rt, caller.service)
+        outputs = [{"url": f"{provider.url}/1.png", "nsfw": True}]
+        with rt.db.transaction() as tx:
+            advance(tx, [Move(job.job_id, State.COMPLETED, outputs=outputs)])
+        start_worker()
+        until(lambda: provider.requests)
+        assert review.purge(rt, job.job_id, 0, by="a person")
+        purged.set()
+        until(lambda: scalar(rt, "SELECT count(*) FROM leftovers"))
+    kept_for_nothing = archive / scalar(rt, "SELECT storage_key FROM leftovers")
+    assert kept_for_nothing.exists()
+    assert prune.remove(rt)["files"] == 1
+    assert not kept_for_nothing.exists()
+    assert scalar(rt, "SELECT count(*) FROM leftovers") == 0
+
+
+def test_an_answer_that_is_empty_is_no_file(rt: Runtime, caller: Caller, start_worker: StartWorker) -> None:
+    """A CDN that says 200 and sends nothing has not got it yet: it is asked again."""
+    execute(rt, "UPDATE account SET archiving = true")
+    with wire(says(200)) as provider:
+        job = processing(rt, caller.service)
+        with rt.db.transaction() as tx:
+            advance(tx, [Move(job.job_id, State.COMPLETED, outputs=[{"url": f"{provider.url}/1.png", "nsfw": False}])])
+        start_worker()
+        until(lambda: scalar(rt, "SELECT error FROM assets"))
+    assert scalar(rt, "SELECT jsonb_build_array(state, error) FROM assets") == [
+        "pending",
+        "Its server sent nothing in its place.",
+    ]
 
 
 def test_outputs_from_before_the_archive_are_fetched_when_there_is_one_and_lost_when_they_are_too_old(

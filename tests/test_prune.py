@@ -340,6 +340,21 @@ def test_files_go_with_their_jobs_when_told_so_but_never_those_that_others_share
     assert not prune.remove(rt)
 
 
+def test_a_file_that_is_noted_again_while_it_is_looked_at_is_looked_at_again(rt: Runtime) -> None:
+    """Its last output may be pruned by another just after this one saw that it is shared."""
+    with rt.db.transaction() as tx:
+        pruning.note_leftovers(tx, ["files/aa/aa", "files/aa/aa"])
+    with rt.db.transaction() as tx:
+        (seen,) = pruning.leftovers(tx)
+    with rt.db.transaction() as tx:
+        pruning.note_leftovers(tx, [seen.storage_key])
+        pruning.forget_leftover(tx, seen.storage_key, since=seen.since)
+    with rt.db.transaction() as tx:
+        (again,) = pruning.leftovers(tx)
+        pruning.forget_leftover(tx, again.storage_key, since=again.since)
+        assert pruning.leftovers(tx) == []
+
+
 # Money
 
 

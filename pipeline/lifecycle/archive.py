@@ -27,7 +27,7 @@ from pipeline.outbound import Outbound, shown
 from pipeline.outputs import JSON, SOURCE_DAYS, TEXT, Review
 from pipeline.runtime import Runtime
 from pipeline.storage import Storage
-from pipeline.store import assets
+from pipeline.store import assets, pruning
 from pipeline.store.assets import Claimed, Later, Lost, Settled, Stored
 from pipeline.store.tables import id_from
 from pipeline.threads import Groups, Loop
@@ -222,6 +222,9 @@ class Archiver:
             # Left out: what others stored meanwhile, which is not ours any more, or what was reviewed meanwhile.
             again = [Later(one.id, 0.0, "It was reviewed meanwhile.") for one in ends if one.id not in done]
             assets.put_off(tx, [*later, *again], worker_id=self._worker_id)
+            pruning.note_leftovers(
+                tx, [one.storage_key for one in ends if isinstance(one, Stored) and one.id not in done]
+            )
             assets.count_lost(tx, settled)
         self._check(settled, [one for one in ends if isinstance(one, Stored) and one.id in done])
         words = {one.id: one.error for one in group if isinstance(one, Lost | Later)}

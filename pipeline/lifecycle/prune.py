@@ -49,18 +49,18 @@ def remove(rt: Runtime, *, at_most: int = BATCH) -> Counter[str]:
 
 
 def _remove_files(rt: Runtime) -> int:
-    """Remove some of the files whose jobs are gone, but for shared ones. While storage is away they wait."""
+    """Remove some of the files that no output has any more. While storage is away they wait."""
     with rt.db.transaction() as tx:
-        keys = pruning.leftovers(tx, at_most=FILES_AT_ONCE)
+        left = pruning.leftovers(tx, at_most=FILES_AT_ONCE)
     removed = 0
-    for key in keys:
+    for one in left:
         try:
-            removed += discard(rt, [key])
+            removed += discard(rt, [one.storage_key])
         except StorageFailed as error:
             log.warning("prune.files_wait", why=error.detail)
             break
         with rt.db.transaction() as tx:
-            pruning.forget_leftover(tx, key)
+            pruning.forget_leftover(tx, one.storage_key, since=one.since)
     return removed
 
 

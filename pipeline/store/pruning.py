@@ -19,6 +19,7 @@ does, and what somebody holds is passed over. Budgets are read without a lock.
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -185,13 +186,16 @@ _LOCK_JOBS = text("""
     ORDER BY j.id FOR UPDATE SKIP LOCKED
 """)
 
+# What is noted once more, while somebody looks whether the file is shared, has to be looked at once more.
+_AGAIN = "ON CONFLICT (storage_key) DO UPDATE SET since = clock_timestamp()"
+
 # What a person purged is to be removed in any case, if that has not been done yet.
-_NOTE_FILES = text("""
+_NOTE_FILES = text(f"""
     INSERT INTO leftovers (storage_key)
     SELECT DISTINCT storage_key FROM assets
     WHERE job_id = ANY(CAST(:ids AS uuid[])) AND storage_key IS NOT NULL
       AND (review = 'purged' OR job_id = ANY(CAST(:with_files AS uuid[])))
-    ORDER BY 1 ON CONFLICT DO NOTHING
+    ORDER BY 1 {_AGAIN}
 """)
 
 # What `budgets.catch_up` would count of them, and what `ledger` would find. In the order of the key, for two at once.
@@ -236,15 +240,25 @@ def jobs(tx: Connection, rules: Sequence[Rule], *, at_most: int = BATCH) -> list
     return gone
 
 
-def leftovers(tx: Connection, *, after: str = "", at_most: int = BATCH) -> list[str]:
-    """The keys of files whose jobs are gone, in order; those that come after *after*."""
-    statement = text("SELECT storage_key FROM leftovers WHERE storage_key > :after ORDER BY 1 LIMIT :at_most")
-    return list(tx.execute(statement, {"after": after, "at_most": at_most}).scalars())
+def note_leftovers(tx: Connection, keys: Collection[str]) -> None:
+    """Have these files removed, unless an output needs them: they were stored for nothing."""
+    statement = text(f"""
+        INSERT INTO leftovers (storage_key) SELECT DISTINCT unnest(CAST(:keys AS text[])) ORDER BY 1 {_AGAIN}
+    """)
+    if keys:
+        tx.execute(statement, {"keys": list(keys)})
 
 
-def forget_leftover(tx: Connection, key: str) -> None:
-    """The file is gone, or another output's."""
-    tx.execute(text("DELETE FROM leftovers WHERE storage_key = :key"), {"key": key})
+def leftovers(tx: Connection, *, after: str = "", at_most: int = BATCH) -> Sequence[Row[Any]]:
+    """Files that may have no output any more, `storage_key` and `since`, in order; those that come after *after*."""
+    statement = text("SELECT storage_key, since FROM leftovers WHERE storage_key > :after ORDER BY 1 LIMIT :at_most")
+    return tx.execute(statement, {"after": after, "at_most": at_most}).all()
+
+
+def forget_leftover(tx: Connection, key: str, *, since: datetime) -> None:
+    """The file was gone, or another output's; unless that was pruned meanwhile and the key noted again."""
+    statement = text("DELETE FROM leftovers WHERE storage_key = :key AND since = :since")
+    tx.execute(statement, {"key": key, "since": since})
 
 
 _REMOVE_KEYS = text(f"""

@@ -33,7 +33,7 @@ class RetentionRow(Base):
 
 
 class LeftoverRow(Base):
-    """A stored file whose job was pruned: to be removed, unless another output shares it."""
+    """A stored file whose job was pruned, or that was stored for nothing: to be removed, unless an output has it."""
 
     __tablename__ = "leftovers"
 
