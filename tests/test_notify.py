@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -226,6 +228,24 @@ def test_a_name_that_leads_astray_for_a_moment_is_never_called_then_and_tried_ag
     notifier.stop(0.0)
     loop.run(outbound.close())
     loop.stop()
+
+
+def test_a_receiver_that_names_a_date_is_left_alone_until_then(
+    rt: Runtime, caller: Caller, start_worker: Callable[..., Worker]
+) -> None:
+    """Retry-After has two spellings; what is neither is none."""
+    named = formatdate(time.time() + 1800, usegmt=True)
+    waits = {}
+    for said in (named, "Mon, 99 Foo", formatdate(0, usegmt=True)):
+        with wire(says(503, **{"Retry-After": said})) as busy:
+            told_at(rt, caller, f"{busy.url}/hook")
+            job_id = failed(rt, caller)
+            start_worker().wake("notify")
+            until(lambda: notification(rt, job_id).attempts == 1)  # noqa: B023
+        wait_s = "SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM notifications WHERE job_id = :id"
+        waits[said] = scalar(rt, wait_s, id=job_id)
+    assert 1700 < waits.pop(named) <= 1800
+    assert max(waits.values()) < 10
 
 
 def test_a_worker_that_stops_gives_back_what_nobody_answered(

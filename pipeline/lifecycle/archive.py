@@ -206,6 +206,8 @@ class Archiver:
                     head += piece[: sniffing.HEAD_BYTES - len(head)]
             declared = download.content_type
         file.flush()
+        if not head:
+            raise _Failed("Its server sent nothing in its place.")
         if sniffing.is_no_such_file(head, urlsplit(one.source_url).path):
             raise _Failed("Its server sent a page in its place.")
         stored = await asyncio.to_thread(_described, one, file, digest.hexdigest(), head, declared)

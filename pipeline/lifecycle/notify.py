@@ -5,6 +5,8 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any
 from uuid import UUID
 
@@ -200,7 +202,7 @@ class Notifier:
         except (Unreachable, TooMuch) as error:
             took_ms = round((time.monotonic() - began) * 1000)
             return Tried(message, target, error=error.detail, request=request, duration_ms=took_ms)
-        return _answered(message, target, request, answer)
+        return _answered(message, target, request, answer, now=self._rt.unix_time())
 
     def _call(self, group: Sequence[tuple[Message, dict[str, Any]]]) -> None:
         """Call tasks, one after the other; where the broker fails, the rest of the group does not wait for it too."""
@@ -290,11 +292,11 @@ def _kept(headers: Mapping[str, str], body: str) -> dict[str, Any]:
     return {"headers": headers, "body": body[:BODY_CHARS], "truncated": len(body) > BODY_CHARS}
 
 
-def _answered(message: Message, target: str, request: Mapping[str, Any], answer: Answer) -> Tried:
+def _answered(message: Message, target: str, request: Mapping[str, Any], answer: Answer, *, now: float) -> Tried:
     error, wait_s = None, 0.0
     if not 200 <= answer.status < 300:
         error = f"answered {answer.status}"
-        wait_s = _retry_after_s(answer.headers)
+        wait_s = _retry_after_s(answer.headers, now=now)
     said = storable(answer.body.decode("utf-8", "replace"))
     return Tried(
         message,
@@ -309,7 +311,14 @@ def _answered(message: Message, target: str, request: Mapping[str, Any], answer:
     )
 
 
-def _retry_after_s(headers: Mapping[str, str]) -> float:
-    """What a receiver asks for, in seconds; a date is not worth reading."""
-    said = headers.get("retry-after", "")
-    return min(float(said), LONGEST_RETRY_AFTER_S) if said.isascii() and said.isdigit() and len(said) < 10 else 0.0
+def _retry_after_s(headers: Mapping[str, str], *, now: float) -> float:
+    """What a receiver asks for, in seconds or as a date; *now* is in Unix seconds."""
+    said = headers.get("retry-after", "").strip()
+    if said.isascii() and said.isdigit() and len(said) < 10:
+        return min(float(said), LONGEST_RETRY_AFTER_S)
+    try:
+        at = parsedate_to_datetime(said)
+        wait_s = at.replace(tzinfo=at.tzinfo or UTC).timestamp() - now
+    except (ValueError, OverflowError):  # it is no date
+        return 0.0
+    return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_S)

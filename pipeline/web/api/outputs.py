@@ -128,7 +128,8 @@ def served(storage: Storage, asset: Any, *, encoded: bool = False) -> Response:
     answer.set_etag(f"{asset.sha256}.base64" if encoded else asset.sha256)
     answer.last_modified = asset.stored_at
     answer.content_length = size
-    answer.make_conditional(request.environ, accept_ranges=not encoded, complete_length=size)
+    one_part = request.range is None or len(request.range.ranges) == 1  # of several the whole may be sent instead
+    answer.make_conditional(request.environ, accept_ranges=one_part and not encoded, complete_length=size)
     if request.method == "HEAD" or answer.status_code == 304:
         return answer
     start, stop = 0, asset.bytes
