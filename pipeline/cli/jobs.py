@@ -147,9 +147,14 @@ def show_jobs(rows: Any, *, as_json: bool) -> None:
     out.print(table)
 
 
+def _made(output: dict[str, Any]) -> str:
+    """Where an output is; or why no address of it is told."""
+    return str(output["url"] or output["review"] or "")
+
+
 def _line(job: dict[str, Any]) -> dict[str, Text]:
     took = job["timings"]["total_ms"]
-    result = job["error"]["message"] if job["error"] else ", ".join(str(one["url"]) for one in job["outputs"])
+    result = job["error"]["message"] if job["error"] else ", ".join(map(_made, job["outputs"]))
     cells = (
         job["id"],
         job["state"],

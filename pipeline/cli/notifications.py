@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pipeline import views
 from pipeline.cli import complete
-from pipeline.cli.common import AsJson, acting, err, folding_table, id_of, out, plain, runtime, time_of
+from pipeline.cli.common import AsJson, acting, err, folding_table, id_of, out, plain, runtime, service_named, time_of
 from pipeline.errors import NotAllowedNow
 from pipeline.lifecycle import redeliver as redelivery
 from pipeline.runtime import Runtime
@@ -21,6 +21,9 @@ from pipeline.store.outbox import Told
 notifications = typer.Typer(
     help="What callers and operators are told: deliveries, dead letters, endpoints that fail.", no_args_is_help=True
 )
+
+MAX_SAID = 200
+"""Of what a receiver answered, what the table of tries shows; --json has all that was kept."""
 
 Service = Annotated[
     str | None, typer.Option(help="Only what is told of this service's jobs.", autocompletion=complete.services)
@@ -70,7 +73,7 @@ def show_notification(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show one notification, with every try and what was answered; with --json what was sent, too."""
+    """Show one notification, with every try and how its answer begins; --json has all of it, and what was sent."""
     rt = runtime()
     notification_id = id_of(notification, "notification")
     with rt.db.transaction() as tx:
@@ -89,7 +92,8 @@ def show_notification(
             )
     table = folding_table("tries", "", "at", "to", "answered", "ms", "said")
     for one in tries:
-        cells = (one.target, one.status, one.duration_ms, one.error if one.status is None else one.answer)
+        said = _shortened((one.error if one.status is None else one.answer) or "")
+        cells = (one.target, one.status, one.duration_ms, said)
         table.add_row(str(one.number), f"{one.at:%Y-%m-%d %H:%M:%S}", *map(plain, cells))
     out.print(table)
 
@@ -188,16 +192,24 @@ def _wanted(
     until: str | None,
     ids: Sequence[UUID] | None = None,
 ) -> Wanted:
+    if (service := chosen["service"]) is not None:
+        service_named(rt, service, revoked=True)  # a slip is told, and not taken for "there are none"
     return Wanted(
         ids=ids,
         state=chosen["state"],
-        service=chosen["service"],
+        service=service,
         event=chosen["event"],
         endpoint=chosen["endpoint"],
         job_id=id_of(chosen["job"], "job") if chosen["job"] else None,
         since=time_of(rt, "--since", since),
         until=time_of(rt, "--until", until),
     )
+
+
+def _shortened(said: str) -> str:
+    """What a receiver answered, in a table: the beginning, on one line."""
+    line = " ".join(said.split())
+    return line if len(line) <= MAX_SAID else f"{line[:MAX_SAID]}…"
 
 
 def _say_count(count: int, what: str, *, as_json: bool) -> None:

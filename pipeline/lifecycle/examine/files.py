@@ -50,13 +50,13 @@ def outputs(rt: Runtime) -> Iterator[Finding]:
             finding = warn if left_s > _LAST_DAY_S else fail
             yield finding("outputs", "outputs_at_risk", words, "mend the archive; the log's output.postponed says why")
     if now.lost:
-        words = f"{now.lost} were lost in the last {LOST_SINCE_DAYS} days"
+        words = f"lost in the last {LOST_SINCE_DAYS} days: {now.lost}"
         yield warn("lost", "outputs_lost", words, "`pipeline show JOB`: their jobs' histories say why")
     if now.quarantined:
-        yield ok("review", f"{now.quarantined} flagged outputs wait for a person: `pipeline review list`")
+        yield ok("review", f"flagged outputs that wait for a person: {now.quarantined}; see `pipeline review list`")
     if now.dead:
-        words = f"{now.dead} notifications were given up"
+        words = f"notifications given up: {now.dead}"
         yield warn("told", "notifications_dead", words, "pipeline notifications list --state dead")
     if off:
-        words = f"{len(off)} are switched off because nothing got through for days"
+        words = f"switched off because nothing got through for days: {len(off)}"
         yield warn("receivers", "receivers_off", words, "pipeline notifications endpoints")
