@@ -8,6 +8,7 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
+from pipeline import views
 from pipeline.lifecycle.examine import Level, examine
 from pipeline.runtime import Runtime
 from pipeline.store import custody
@@ -132,6 +133,9 @@ def test_the_operator_is_told_of_outputs_at_risk_before_the_third_day_and_once_a
     assert notices(rt) == 1
     data = scalar(rt, "SELECT data FROM notifications WHERE event = 'outputs.at_risk'")
     assert (data["count"], data["oldest_at"] < data["deleted_from"]) == (3, True)
+    with rt.db.transaction() as tx:
+        oldest = tx.exec_driver_sql("SELECT min(created_at) FROM assets WHERE state = 'pending'").scalar_one()
+    assert data["oldest_at"] == views.time(oldest), "spelled as everywhere else"
     execute(rt, "UPDATE account SET at_risk_at = at_risk_at - interval '25 h'")
     sweep(rt, lambda *_: None)
     assert notices(rt) == 2
@@ -152,7 +156,7 @@ def test_the_doctor_says_how_long_there_is_to_mend_the_archive(
     found = {finding.what: finding for finding in examine(offline)}
     assert found["outputs"].level is level
     assert f"in {168 - hours} h" in found["outputs"].words
-    assert (found["lost"].level, found["lost"].words[:6]) == (Level.WARN, "1 were")
+    assert (found["lost"].level, found["lost"].words) == (Level.WARN, "lost in the last 30 days: 1")
 
 
 def test_ready_names_outputs_at_risk_and_receivers_that_are_switched_off(

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from pipeline.store.tables import new_id
+from pipeline.store.tables import new_id, spelled
 from pipeline.store.workers import DEAD
 
 WINDOW_S = 60.0
@@ -119,7 +119,7 @@ def _is_failing(recent: str) -> bool:
 
 def halt(tx: Connection, reason: str, *, balance: float | None, probe_s: float = 60.0) -> bool:
     """Stop every POST, poll and list until a probe finds the account in order. True to the call that stopped it."""
-    statement = text("""
+    statement = text(f"""
         WITH halted AS (
             UPDATE account SET halted_reason = :reason, halted_at = clock_timestamp(), halted_balance = :balance,
                 trial = true, probe_at = clock_timestamp() + make_interval(secs => :probe_s)
@@ -127,7 +127,7 @@ def halt(tx: Connection, reason: str, *, balance: float | None, probe_s: float =
         )
         INSERT INTO notifications (id, event, audience, data, due_at)
         SELECT :notice_id, 'account.halted', 'operator', jsonb_build_object(
-            'reason', halted_reason, 'since', halted_at, 'balance_usd', halted_balance), clock_timestamp()
+            'reason', halted_reason, 'since', {spelled("halted_at")}, 'balance_usd', halted_balance), clock_timestamp()
         FROM halted RETURNING id
     """)
     parameters = {"reason": reason, "balance": balance, "probe_s": probe_s, "notice_id": new_id()}
@@ -156,7 +156,7 @@ def claim_probe(tx: Connection, *, probe_s: float) -> Halt | None:
 
 def resume(tx: Connection) -> bool:
     """End the halt; one POST goes first (the trial). True to the call that ended it."""
-    statement = text("""
+    statement = text(f"""
         WITH halted AS (
             SELECT halted_reason, halted_at FROM account WHERE id = 1 AND halted_reason IS NOT NULL FOR UPDATE
         ), resumed AS (
@@ -166,7 +166,7 @@ def resume(tx: Connection) -> bool:
         )
         INSERT INTO notifications (id, event, audience, data, due_at)
         SELECT :notice_id, 'account.resumed', 'operator',
-               jsonb_build_object('reason', halted_reason, 'since', halted_at), clock_timestamp()
+               jsonb_build_object('reason', halted_reason, 'since', {spelled("halted_at")}), clock_timestamp()
         FROM resumed RETURNING id
     """)
     return tx.execute(statement, {"notice_id": new_id()}).first() is not None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from pipeline.outputs import SOURCE_DAYS
-from pipeline.store.tables import new_id
+from pipeline.store.tables import new_id, spelled
 
 AT_MOST = 10_000
 """So many of a kind are counted, of unarchived outputs so many for each day that is left."""
@@ -100,8 +100,9 @@ _TELL = text(f"""
     )
     INSERT INTO notifications (id, event, audience, data, due_at)
     SELECT :notice_id, 'outputs.at_risk', 'operator', jsonb_build_object(
-        'count', (SELECT count(*) FROM late), 'oldest_at', (SELECT min(created_at) FROM late),
-        'deleted_from', (SELECT min(created_at) FROM late) + interval '{SOURCE_DAYS} days'), clock_timestamp()
+        'count', (SELECT count(*) FROM late), 'oldest_at', {spelled("(SELECT min(created_at) FROM late)")},
+        'deleted_from', {spelled(f"((SELECT min(created_at) FROM late) + interval '{SOURCE_DAYS} days')")}),
+        clock_timestamp()
     FROM told
     RETURNING (data ->> 'count')::int
 """)

@@ -48,6 +48,11 @@ def id_from(unix_s: float) -> UUID:
     return UUID(int=int(unix_s * 1000) << 80)
 
 
+def spelled(time: str) -> str:
+    """A *time* in SQL, as all doors spell it: ISO 8601 in UTC with a Z, whatever the session's time zone."""
+    return rf"""to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24\:MI\:SS.US"Z"')"""
+
+
 def one_of(column: str, values: Iterable[str]) -> str:
     """An SQL condition: *column* is one of *values*, in an order that does not change between runs."""
     return f"{column} IN ({', '.join(repr(str(value)) for value in sorted(values))})"
