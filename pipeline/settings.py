@@ -125,6 +125,12 @@ def _token(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _api_key(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]+", secret.get_secret_value()):
+        raise ValueError("must be printable ASCII without spaces or line breaks: copy it once more")
+    return secret
+
+
 def _password(secret: SecretStr) -> SecretStr:
     if not 12 <= len(secret.get_secret_value()) <= 500:
         raise ValueError("must have 12 to 500 characters, or it can be guessed")
@@ -149,6 +155,7 @@ def _archive_url(url: str) -> str:
 
 
 Origin = Annotated[str, AfterValidator(_origin)]
+ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 Password = Annotated[SecretStr, AfterValidator(_password)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_no_empty_key)]
@@ -165,7 +172,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     database_url: Annotated[str, AfterValidator(_postgres_url)]
     broker_url: Annotated[str, AfterValidator(_broker_url)] = "redis://127.0.0.1:6379/0"
 
-    wavespeed_api_key: SecretStr | None = None  # secrets stay out of tracebacks and logs
+    wavespeed_api_key: ApiKey | None = None  # secrets stay out of tracebacks and logs
     wavespeed_base_url: Annotated[str, AfterValidator(_base_url)] = "https://api.wavespeed.ai"
     public_url: Origin | None = None  # where the provider reaches us; without it every job is polled
     wavespeed_webhook_secret: Annotated[tuple[WebhookSecret, ...], BeforeValidator(_comma_separated)] = ()

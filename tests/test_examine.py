@@ -1,6 +1,7 @@
 """The doctor's findings, one misconfiguration at a time, on real servers; and none where all is well."""
 
 import contextlib
+import re
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -142,12 +143,33 @@ def test_a_server_is_judged_by_version_way_and_distance(changes: dict[str, Any],
     assert [finding.code for finding in database.judge(Postgres(**{**facts, **changes}))] == [code]
 
 
+@pytest.mark.parametrize(
+    ("part", "other", "words"),
+    [
+        (r"//[^@]*@", "//postgres:wrong@", "refuses the user or the password"),
+        (r"/\w+$", "/nowhere", "has no database of that name"),
+        (r":\d+/", ":1/", "does not listen there"),
+        (r"@[^/]+/", "@nowhere.invalid/", "has a host name that cannot be found"),
+        (r"$", "?sslmode=require", "speaks no TLS there"),
+    ],
+)
+def test_why_the_database_lets_nobody_in_is_said(part: str, other: str, words: str, environ: dict[str, str]) -> None:
+    """A class of exceptions tells nobody what to mend; the server did say it."""
+    settings = load(environ | {"DATABASE_URL": re.sub(part, other, environ["DATABASE_URL"], count=1)})
+    db = Database(settings.database_url, name="tests")
+    try:
+        assert words in ailing(Runtime(settings, db))["database_unreachable"].words
+    finally:
+        db.close()
+
+
 # The broker
 
 
 def test_a_broker_that_is_not_there_is_named(sound: Callable[..., Runtime]) -> None:
     """Jobs go on without it, only slower: nobody would look."""
-    assert ailing(sound(broker_url="redis://127.0.0.1:1/0"))["broker_unreachable"].level == Level.FAIL
+    found = ailing(sound(broker_url="redis://127.0.0.1:1/0"))["broker_unreachable"]
+    assert (found.level, "does not listen there" in found.words) == (Level.FAIL, True)
     assert "broker_unreachable" in ailing(sound(broker_url="amqp://guest:guest@127.0.0.1:1//"))
 
 

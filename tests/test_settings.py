@@ -44,6 +44,7 @@ BAD = {
     "DATABASE_URL": "mysql://root:hunter2@db/app",
     "BROKER_URL": "kafka://:hunter2@broker",
     "PUBLIC_URL": "http://hunter2.example.com",
+    "WAVESPEED_API_KEY": "hunter2\nhunter2",
     "WAVESPEED_BASE_URL": "https://api.wavespeed.ai/api/v3?hunter2",
     "WAVESPEED_LEVEL": "hunter2",
     "SUBMITS_PER_MINUTE": "hunter2",

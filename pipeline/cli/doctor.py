@@ -99,8 +99,10 @@ def _findings(asked: str) -> Iterator[Finding]:
     try:
         rt = runtime()
     except ConfigError as error:
-        words = " ".join(error.detail.split())
-        yield fail("settings", "settings_wrong", words, "set them: heroku config:set, or your platform's way")
+        _, *each = error.detail.splitlines()
+        for words in each or [error.detail]:
+            todo = "mend that variable: heroku config:set, or your platform's way"
+            yield fail("settings", "settings_wrong", words.strip(), todo)
         return
     yield from examine(rt, deployment)
 

@@ -134,6 +134,7 @@ class Stack:
                 "ARCHIVE_URL": (self._directory / "files").as_uri(),
                 "SECRET_KEY": self._memory.secret_key,
                 "DASHBOARD_PASSWORD": self._memory.dashboard_password,
+                "METRICS_TOKEN": self._memory.metrics_token,
                 **options.defaults,
             },
         )

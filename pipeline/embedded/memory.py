@@ -16,6 +16,7 @@ class Memory:
 
     dashboard_password: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     secret_key: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    metrics_token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     api_key: str = ""
     ports: dict[str, int] = field(default_factory=dict)
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from pipeline.store.database import Database
 
 _TRIES = 5
 
@@ -54,6 +57,15 @@ def look(tx: Connection) -> Server:
         latency_ms=best_s * 1000,
         ahead_s=ahead_s,
     )
+
+
+def refusal(db: Database) -> str:
+    """What the server, or the way to it, says when a connection is asked for; empty when one is given."""
+    try:
+        db.engine.connect().close()
+    except DBAPIError as error:
+        return str(error.orig)
+    return ""
 
 
 _LIMITS = text("""

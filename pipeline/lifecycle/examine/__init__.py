@@ -4,6 +4,7 @@ Examine: is this installation fit for its work? Each finding says in plain words
     platform.py  settings and Procfile      address.py  PUBLIC_URL, by a ping through it    findings.py  what is found
     database.py  Postgres, connections      provider.py  key, balance, clock, secret
     broker.py    Redis, Valkey, RabbitMQ    files.py, work.py  outputs, models, account, workers
+    reasons.py   why a server lets nobody in
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def examine(rt: Runtime, deployment: Deployment | None = None) -> Iterator[Findi
         yield schema
         usable = schema.code != "schema_older"
     except Unavailable as error:
-        yield database.unreachable(error)
+        yield database.unreachable(rt, error)
     yield from broker.broker(rt)
     yield from provider.provider(rt, usable=usable)
     yield files.archive(rt)
@@ -46,4 +47,4 @@ def examine(rt: Runtime, deployment: Deployment | None = None) -> Iterator[Findi
             yield work.screen(rt)
             yield from work.work(rt)
     except Unavailable as error:  # it has just gone, or takes no writes
-        yield database.unreachable(error)
+        yield database.unreachable(rt, error)

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 from pipeline import addresses
 from pipeline.broker import QUEUE, impatient
 from pipeline.lifecycle.examine.findings import Finding, fail, ok, warn
+from pipeline.lifecycle.examine.reasons import reason
 from pipeline.runtime import Runtime
 
 PATIENCE_S = 5.0
@@ -38,7 +39,8 @@ def broker(rt: Runtime) -> Iterator[Finding]:
     try:
         seen = _look(rt.settings.broker_url)
     except (KombuError, RedisError, AMQPError, OSError) as error:
-        words = f"cannot be reached ({type(error).__name__}): jobs wait for the workers' own sweeps"
+        why = reason(str(error)) or f"cannot be reached ({type(error).__name__})"
+        words = f"it {why}: jobs wait for the workers' own sweeps"
         yield fail("broker", "broker_unreachable", words, "see BROKER_URL, and whether it runs")
     else:
         yield from judge(rt.settings.broker_url, seen)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pipeline.deployment import SPARE, Deployment
 from pipeline.errors import Unavailable
 from pipeline.lifecycle.examine.findings import Finding, fail, ok, warn
+from pipeline.lifecycle.examine.reasons import reason
 from pipeline.runtime import Runtime
 from pipeline.store import schema, server
 from pipeline.store.server import Server
@@ -63,9 +64,11 @@ def connections(rt: Runtime, deployment: Deployment) -> Iterator[Finding]:
         yield ok("connections", words)
 
 
-def unreachable(error: Unavailable) -> Finding:
-    """It cannot be asked."""
-    return fail("database", "database_unreachable", error.detail, "see DATABASE_URL, and whether it runs")
+def unreachable(rt: Runtime, error: Unavailable) -> Finding:
+    """It cannot be asked; where that is known, why."""
+    why = reason(server.refusal(rt.db))
+    words = f"cannot be used: it {why}" if why else error.detail
+    return fail("database", "database_unreachable", words, "see DATABASE_URL, and whether it runs")
 
 
 def judge(found: Server) -> Iterator[Finding]:
