@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,15 @@ def test_every_alert_rings_on_a_figure_there_is_and_says_what_it_means(told: set
         assert set(rule["annotations"]) == {"summary", "description", "runbook"}
         assert rule["annotations"]["runbook"] == rule["alert"]
         assert rule["labels"]["severity"] in {"page", "ticket"}
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="wants Prometheus's own promtool")
+def test_the_alerts_ring_in_their_troubles_and_in_a_quiet_night_none_does() -> None:
+    """An expression that is NaN without traffic, or looks at the wrong label, is only found by evaluating it."""
+    done = subprocess.run(["promtool", "test", "rules", FILES / "alerts.test.yml"], check=False, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    tried = yaml.safe_load((FILES / "alerts.test.yml").read_text())["tests"][1]["promql_expr_test"][-1]["exp_samples"]
+    assert {re.findall(r'"(\w+)"', one["labels"])[0] for one in tried} == ALERTS
 
 
 def test_the_dashboard_draws_figures_there_are(told: set[str]) -> None:
