@@ -221,6 +221,7 @@ def test_a_terminal_shows_ids_whole_and_what_else_there_is_room_for(
         (("enqueue", "x", "--input", "[]"), "is not a JSON object"),
         (("enqueue", "x", "--key", ""), "idempotency_key: "),
         (("enqueue", "x", "--service", "nobody"), "pipeline services create nobody"),
+        (("notifications", "replay", "--service", "nobody", "--dry-run"), "no service named nobody"),
         (("show", "nonsense"), "is not a job's id"),
         (("show", "01890000-0000-7000-8000-000000000000"), "There is no job"),
         (("notifications", "list", "--since", "999999d"), "--since: 999999d ago was before the year 1."),
