@@ -3,7 +3,7 @@
 # CHAOS_S, CHAOS_JOBS, CHAOS_LIST_INPUT (on, off), CHAOS_SEED, CHAOS_ARGS (see benchmarks/CHAOS.md).
 
 BIN := .venv/bin
-.PHONY: setup demo dev test test-slow test-browser test-rabbitmq test-node stateful chaos chaos-lost fuzz lint format clean
+.PHONY: setup demo dev test test-slow test-browser test-rabbitmq test-node test-alerts stateful chaos chaos-lost fuzz lint format clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.run  ## the virtual environment, with what runs the product on this machine
@@ -41,6 +41,10 @@ test-rabbitmq: .venv/.dev  ## the same product on RabbitMQ; wants Debian's rabbi
 test-node: .venv/.dev  ## the README's JavaScript; wants Node.js 18 or newer
 	@command -v node >/dev/null || .ci/install nodejs
 	$(BIN)/python -m pytest -m node $(PYTEST_ARGS)
+
+test-alerts: .venv/.dev  ## each alert in its trouble, and none in a quiet night; wants Prometheus's promtool
+	@command -v promtool >/dev/null || .ci/install prometheus
+	$(BIN)/python -m pytest -m promtool $(PYTEST_ARGS)
 
 CHAOS_S ?= 600
 CHAOS_JOBS ?= 10000

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +81,7 @@ def test_every_alert_rings_on_a_figure_there_is_and_says_what_it_means(told: set
         assert rule["labels"]["severity"] in {"page", "ticket"}
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="wants Prometheus's own promtool")
+@pytest.mark.promtool
 def test_the_alerts_ring_in_their_troubles_and_in_a_quiet_night_none_does() -> None:
     """An expression that is NaN without traffic, or looks at the wrong label, is only found by evaluating it."""
     done = subprocess.run(["promtool", "test", "rules", FILES / "alerts.test.yml"], check=False, capture_output=True)
