@@ -122,7 +122,7 @@ def test_signing_in_leads_to_no_other_site(visitor: Visitors, where: str) -> Non
     answer = stranger.client.post(
         "/login",
         params={"next": where},
-        data={"csrf_token": stranger._token, "name": "Ann", "password": OPERATORS_PASSWORD},
+        data={"csrf_token": stranger.token, "name": "Ann", "password": OPERATORS_PASSWORD},
         follow_redirects=False,
     )
     assert answer.headers["location"] == "/"
@@ -147,7 +147,7 @@ def test_a_form_without_its_token_does_nothing(visitor: Visitors) -> None:
 def test_a_form_of_another_session_does_nothing(visitor: Visitors) -> None:
     ann, eve = visitor(), visitor(name="Eve")
     eve.get("/")
-    assert ann.client.post("/logout", data={"csrf_token": eve._token}).status_code == 400
+    assert ann.client.post("/logout", data={"csrf_token": eve.token}).status_code == 400
 
 
 def test_who_may_only_look_changes_nothing(visitor: Visitors, rt: Runtime) -> None:

@@ -17,7 +17,7 @@ class Visitor:
 
     def __init__(self, url: str) -> None:
         self.client = httpx2.Client(base_url=url, follow_redirects=True, timeout=30.0)
-        self._token = ""
+        self.token = ""
 
     def close(self) -> None:
         self.client.close()
@@ -26,14 +26,14 @@ class Visitor:
         """Open a page."""
         answer = self.client.get(path, **options)
         found = _TOKEN.search(answer.text) if answer.headers.get("content-type", "").startswith("text/html") else None
-        self._token = html.unescape(found[1]) if found else self._token
+        self.token = html.unescape(found[1]) if found else self.token
         return answer
 
     def post(self, path: str, fields: dict[str, Any] | None = None, **options: Any) -> httpx2.Response:
         """Send a form of the page that was opened last."""
-        answer = self.client.post(path, data={"csrf_token": self._token, **(fields or {})}, **options)
+        answer = self.client.post(path, data={"csrf_token": self.token, **(fields or {})}, **options)
         found = _TOKEN.search(answer.text)
-        self._token = html.unescape(found[1]) if found else self._token
+        self.token = html.unescape(found[1]) if found else self.token
         return answer
 
     def sign_in(self, name: str, password: str, *, path: str = "/login") -> httpx2.Response:

@@ -6,8 +6,6 @@ The cookie holds nothing but a session's id and the forms' token. What it may do
 
 import hashlib
 import hmac
-from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from flask import Blueprint, Flask, Response, current_app, flash, g, redirect, request, session, url_for
@@ -171,7 +169,7 @@ def sign_in() -> ResponseReturnValue:
         sessions.forgive(tx, _address())
     session.clear()  # nothing that was there before, and may be known to others, goes on
     session["session"] = str(one.session_id)
-    return redirect(_way_on(request.args.get("next")), 303)
+    return redirect(page.way_on(request.args.get("next")), 303)
 
 
 @bp.post("/logout")
@@ -222,12 +220,3 @@ def _address() -> str:
     """From where somebody tries: the network of an IPv6 address, since one household has millions of those."""
     address = request.remote_addr or "unknown"
     return ":".join(address.split(":")[:4]) + "::/64" if address.count(":") > 1 else address[:64]
-
-
-def _way_on(wanted: str | None) -> str:
-    """Lead on to a page of ours, and to nothing else."""
-    home = url_for("dashboard.overview.show")
-    if not wanted or not wanted.startswith("/") or wanted.startswith(("//", "/\\")) or not wanted.isprintable():
-        return home
-    parts: Any = urlsplit(wanted)
-    return home if parts.scheme or parts.netloc else wanted

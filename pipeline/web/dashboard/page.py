@@ -156,11 +156,20 @@ def _asset(name: str) -> str:
 
 def _back() -> str:
     """Lead back to the page that has the form, and to nothing that is not ours."""
-    parts = urlsplit(request.form.get("back") or "")
-    local = not parts.scheme and not parts.netloc and parts.path.startswith("/") and not parts.path.startswith("//")
-    if local and "\\" not in parts.path and parts.path.isprintable():
-        return parts._replace(fragment="").geturl()
-    return url_for("dashboard.overview.show")
+    return way_on(request.form.get("back"))
+
+
+def way_on(wanted: str | None) -> str:
+    """Lead on to a page of ours, and to nothing else."""
+    home = url_for("dashboard.overview.show")
+    if not wanted or not wanted.startswith("/") or not wanted.isprintable() or "\\" in wanted:
+        return home
+    try:
+        parts = urlsplit(wanted)
+    except ValueError:  # half an address
+        return home
+    # What begins with two strokes names another server; so would what is left of three.
+    return home if parts.netloc or parts.path.startswith("//") else parts._replace(fragment="").geturl()
 
 
 def words_of(error: PipelineError) -> str:

@@ -14,7 +14,7 @@ LIMIT = 50
 @bp.get("/audit")
 def show() -> ResponseReturnValue:
     """What was done last; of one `target`, or of all."""
-    target = request.args.get("target") or None
+    target = page.words("target")
     before = request.args.get("before")
     with page.runtime().db.transaction() as tx:
         rows = audit.newest(tx, target=target, before=page.id_of(before) if before else None, at_most=LIMIT + 1)
