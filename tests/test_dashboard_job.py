@@ -307,12 +307,21 @@ def test_a_viewer_sees_everything_but_what_is_hidden_and_does_nothing(
     body = encoded(prediction(job, has_nsfw_contents=[True]))
     assert deliver(web, job.token, body).status == 204
     assert scalar(rt, "SELECT review FROM assets") == Review.QUARANTINED
+    told = scalar(rt, "SELECT id FROM notifications")
     waiting = queued(rt, caller.service)
     bob, ann = visitor(name="Bob", password=VIEWERS_PASSWORD), visitor()
     address = f"cdn.example.com/predictions/{job.prediction_id}"
-    for path in ("", "/evidence.json"):
-        assert address in ann.get(f"/jobs/{job.job_id}{path}").text
-        assert address not in bob.get(f"/jobs/{job.job_id}{path}").text
+    execute(
+        rt,
+        "INSERT INTO deliveries (notification_id, number, at, target, status, request)"
+        " SELECT id, 1, created_at, 'https://shop.example', 204, jsonb_build_object('body', CAST(:body AS text))"
+        " FROM notifications",
+        body=f"https://{address}/1.png",
+    )
+    here, there = f"/jobs/{job.job_id}", f"/callbacks/{scalar(rt, 'SELECT id FROM callbacks')}"
+    for path in (here, f"{here}/evidence.json", there, f"{there}/body", f"/notifications/{told}"):
+        assert address in ann.get(path).text, path
+        assert address not in bob.get(path).text, path
     assert "Withheld" in bob.get(f"/jobs/{job.job_id}").text
     assert can(bob.get(f"/jobs/{waiting}").text) == set()
     for action in ("cancel", "retry", "decide", "replay"):

@@ -12,10 +12,10 @@ from pipeline.lifecycle import replay as again
 from pipeline.lifecycle.hear import said
 from pipeline.lifecycle.replay import Judgements
 from pipeline.signatures import TOLERANCE_S
-from pipeline.store import callbacks
+from pipeline.store import callbacks, reading
 from pipeline.store.callbacks import Wanted
 from pipeline.store.tables import Verdict
-from pipeline.web.dashboard import page
+from pipeline.web.dashboard import outputs, page
 
 bp = Blueprint("callbacks", __name__)
 
@@ -57,11 +57,11 @@ def show() -> ResponseReturnValue:
 @bp.get("/callbacks/<callback_id>")
 def one(callback_id: str) -> ResponseReturnValue:
     """Show one, with all it brought."""
-    row = _one(callback_id)
+    row, withheld = _one(callback_id)
     prediction, wrong = said(row.body)
     stamp = row.headers.get("webhook-timestamp", "")
     stamped = int(stamp) if stamp.isascii() and stamp.isdigit() and len(stamp) <= 11 else None
-    text, as_text = shown(row.body)
+    text, as_text = (outputs.WITHHELD, True) if withheld else shown(row.body)
     return page.show(
         "callback.html",
         row=row,
@@ -73,13 +73,16 @@ def one(callback_id: str) -> ResponseReturnValue:
         text=text,
         as_text=as_text,
         cut=len(row.body) > SHOWN_BYTES,
+        withheld=withheld,
     )
 
 
 @bp.get("/callbacks/<callback_id>/body")
 def body(callback_id: str) -> ResponseReturnValue:
     """Give the body of one as a file, byte for byte."""
-    row = _one(callback_id)
+    row, withheld = _one(callback_id)
+    if withheld:
+        raise UnknownPath(outputs.WITHHELD)
     named = {"Content-Disposition": f'attachment; filename="callback-{row.id}"'}
     return Response(row.body, mimetype="application/octet-stream", headers=named)
 
@@ -87,7 +90,7 @@ def body(callback_id: str) -> ResponseReturnValue:
 @bp.post("/callbacks/<callback_id>/replay")
 def replay(callback_id: str) -> ResponseReturnValue:
     """Have one judged again."""
-    row = _one(callback_id)
+    row, _ = _one(callback_id)
     with page.act("callback.replay", row.id):
         judged = again.replay(page.runtime(), Wanted(ids=[row.id]))
     return page.done(f"Replayed. {_told(judged)}")
@@ -152,12 +155,14 @@ def _wanted(*, unapplied: bool = False, since: str | None = None) -> tuple[Wante
     )
 
 
-def _one(callback_id: str) -> Any:
+def _one(callback_id: str) -> tuple[Any, bool]:
+    """One callback, and whether its body is kept from who asks."""
     with page.runtime().db.transaction() as tx:
         row = callbacks.one(tx, page.id_of(callback_id))
+        job = reading.job(tx, row.job_id) if row is not None and row.job_id else None
     if row is None:
         raise UnknownPath("There is no such callback; what is old may have been pruned.")
-    return row
+    return row, outputs.withheld(job)
 
 
 def _status(row: Any) -> str | None:

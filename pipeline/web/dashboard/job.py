@@ -12,7 +12,6 @@ from pipeline.addresses import shown
 from pipeline.errors import FieldError, InvalidInput, UnknownJob
 from pipeline.jobs import FINAL, IN_FLIGHT, State, may_be_retried
 from pipeline.lifecycle import again, decide, evidence, redeliver
-from pipeline.outputs import HIDDEN
 from pipeline.store import audit, deliveries, ledger, reading, reviews, services
 from pipeline.store.database import Transaction
 from pipeline.store.deliveries import Wanted
@@ -158,7 +157,7 @@ def _story(tx: Transaction, row: Any) -> Story:
         notifications=planned,
         deliveries=deliveries.of(tx, [one.id for one in planned]),
         acts=audit.newest(tx, target=str(row.id), at_most=ACTS),
-        withheld=not access.person().may_act and any(one["review"] in HIDDEN for one in row.assets or ()),
+        withheld=outputs.withheld(row),
     )
 
 

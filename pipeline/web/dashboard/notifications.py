@@ -8,10 +8,10 @@ from flask.typing import ResponseReturnValue
 from pipeline.errors import FieldError, InvalidInput, UnknownPath
 from pipeline.lifecycle import redeliver
 from pipeline.lifecycle.redeliver import Resent
-from pipeline.store import deliveries, endpoints
+from pipeline.store import deliveries, endpoints, reading
 from pipeline.store.deliveries import Wanted
 from pipeline.store.outbox import Told
-from pipeline.web.dashboard import page
+from pipeline.web.dashboard import outputs, page
 
 bp = Blueprint("notifications", __name__)
 
@@ -51,7 +51,10 @@ def show() -> ResponseReturnValue:
 def one(notification_id: str) -> ResponseReturnValue:
     """Show one, with every try and what was answered."""
     row, tries = _one(notification_id)
-    return page.show("notification.html", row=row, tries=tries)
+    with page.runtime().db.transaction() as tx:
+        job = reading.job(tx, row.job_id) if row.job_id else None
+    withheld = outputs.WITHHELD if outputs.withheld(job) else None
+    return page.show("notification.html", row=row, tries=tries, withheld=withheld)
 
 
 @bp.post("/notifications/<notification_id>/replay")

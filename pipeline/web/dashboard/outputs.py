@@ -8,10 +8,14 @@ from urllib.parse import urlsplit
 
 from pipeline import sniffing, views
 from pipeline.addresses import shown
-from pipeline.outputs import Kept, Review
+from pipeline.outputs import HIDDEN, Kept, Review
+from pipeline.web.dashboard import access
 from pipeline.web.dashboard.words import pretty
 
 LONGEST_TEXT = 20_000
+
+WITHHELD = "Withheld: it may name the address of an output that was taken out of sight."
+"""What stands in place of a body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,11 @@ class Output:
 def of(job: Any, kept: Sequence[Any] = ()) -> list[Output]:
     """The outputs of a *job* as `store` reads it; with those of its rows that are at hand, what became of each."""
     return list(_each(job, {one.index: one for one in kept}))
+
+
+def withheld(job: Any) -> bool:
+    """Whether who asks may read no body that tells of *job*: it may name the address of what is out of sight."""
+    return not access.person().may_act and job is not None and any(one["review"] in HIDDEN for one in job.assets or ())
 
 
 def _each(job: Any, kept: Mapping[int, Any]) -> Iterator[Output]:

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from pipeline.jobs import Outcome
 from pipeline.store.outbox import Audience
+from pipeline.web.dashboard.outputs import WITHHELD
 from pipeline.web.dashboard.words import TONES, discreet, duration, raw, size
 
-WITHHELD = "Withheld: it may name the address of an output that was taken out of sight."
 CUT = "\n… cut here; the evidence file has all of it."
 
 
