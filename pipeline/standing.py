@@ -1,10 +1,17 @@
 """What a job waits for now, in plain words: the same for every door."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pipeline.jobs import State
+
+HALTS: Mapping[str, str] = {
+    "key_refused": "the provider refuses the key",
+    "insufficient_credits": "the credit is used up",
+}
+"""Why the account is halted."""
 
 
 @dataclass(frozen=True, slots=True)

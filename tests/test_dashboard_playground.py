@@ -83,7 +83,7 @@ def test_a_newcomer_presses_run_and_sees_the_picture_and_the_way_to_all_else(
     answer = ann.post("/playground", {**form_of(page), "do": "run"})
     job_id = job_of(answer)
     assert 'data-every="1"' in answer.text
-    assert "It waits for its turn." in answer.text
+    assert "It waits for its turn: " in answer.text
 
     address = str(answer.url)
     worker = start_worker()
@@ -136,7 +136,7 @@ def test_looking_leaves_what_became_of_the_last_one(visitor: Visitors, rt: Runti
     job_id = queued(rt, caller.service)
     fields = form_of(ann.get(f"/playground?job={job_id}").text)
     answer = ann.post(f"/playground?job={job_id}", {**fields, "input.prompt": ""})
-    assert "It waits for its turn." in answer.text
+    assert "It waits for its turn: " in answer.text
     assert re.search(r'name="input.prompt".*?class="wrong"[^>]*>Is required\.', answer.text, re.DOTALL)
 
 

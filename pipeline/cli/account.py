@@ -12,11 +12,12 @@ import typer
 from pipeline.cli.common import AsJson, runtime
 from pipeline.errors import ProviderError
 from pipeline.runtime import Runtime
+from pipeline.standing import HALTS
 from pipeline.store.account import Condition, condition
 
-_HALTS = {
-    "key_refused": "the provider refuses the key. Restore it, or set another WAVESPEED_API_KEY and restart the workers",
-    "insufficient_credits": "the credit is used up. Top it up",
+_DO = {
+    "key_refused": ". Restore it, or set another WAVESPEED_API_KEY and restart the workers",
+    "insufficient_credits": ". Top it up",
 }
 
 
@@ -57,7 +58,7 @@ def trouble(now: Condition) -> str | None:
     """What is wrong with the account, since when, and what to do; None when nothing is."""
     if now.halted_reason and now.halted_at:
         since = now.halted_at.astimezone(UTC)
-        why = _HALTS.get(now.halted_reason, now.halted_reason)
+        why = HALTS.get(now.halted_reason, now.halted_reason) + _DO.get(now.halted_reason, "")
         return f"The account is halted since {since:%Y-%m-%d %H:%M} UTC: {why}. It resumes by itself."
     if now.backoff_s:
         why = "the provider fails or cannot be reached" if now.trial else "the provider asks us to slow down (429)"

@@ -164,7 +164,8 @@ def needs(
     if now.held:
         yield Need(
             f"{_many(now.held, 'job waits', 'jobs wait')} for a decision.",
-            "Their POSTs were sent, and nobody knows whether they were paid: look at each, then retry or give it up.",
+            "Their POSTs were sent, and nobody knows whether they were paid: look at each, then adopt its task,"
+            " submit it again, or give it up.",
             url_for("dashboard.jobs.show", held=1),
             "Jobs to decide",
         )
@@ -202,10 +203,10 @@ def needs(
     if kept.lost:
         yield Need(
             f"{_many(kept.lost, 'output was', 'outputs were')} lost in the last {LOST_SINCE_DAYS} days:"
-            " the provider had deleted them before they were copied.",
+            " the provider had deleted what was not copied yet.",
             "There will be no copy. Run those jobs again if they are needed.",
-            url_for("dashboard.jobs.show", state="completed"),
-            "Completed jobs",
+            url_for("dashboard.notifications.show", event="output.lost"),
+            "Which they are",
         )
     for name, purse in purses:
         used = purse.spent + purse.reserved

@@ -7,19 +7,22 @@ from typing import Any
 from flask import Blueprint, current_app, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 
+from pipeline import standing
 from pipeline.errors import FieldError, InvalidInput, NotScreened, PipelineError, UnknownJob
-from pipeline.jobs import TOLD, State
+from pipeline.jobs import TOLD
 from pipeline.lifecycle import accept, quote
 from pipeline.lifecycle import services as use
 from pipeline.models import name_problem
 from pipeline.outputs import HIDDEN, Kept
 from pipeline.runtime import Runtime
-from pipeline.store import reading
+from pipeline.store import reading, reviews
 from pipeline.store import services as registry
+from pipeline.store.outbox import Told
 from pipeline.store.services import Service
-from pipeline.web.dashboard import entered, page
+from pipeline.web.dashboard import entered, outputs, page, timeline
 from pipeline.web.dashboard.entered import Entered
 from pipeline.web.dashboard.samples import samples
+from pipeline.web.dashboard.timeline import Story
 
 bp = Blueprint("playground", __name__)
 
@@ -29,35 +32,8 @@ OURS = "playground"
 TOLD_WITHIN_S = 120
 """For how long after a job's end its notification is watched, too."""
 
-STATES: Mapping[str, str] = {
-    State.QUEUED: "It waits for its turn.",
-    State.SUBMITTING: "It is being handed to the provider.",
-    State.UNKNOWN: "The provider's answer was lost. It is looked for, and never paid twice.",
-    State.PROCESSING: "The provider is working on it, and will call back.",
-    State.COMPLETED: "It is done.",
-    State.FAILED: "It failed.",
-    State.EXPIRED: "It took longer than it may. A result that comes late is still taken.",
-    State.CANCELLED: "It was taken back before it was paid.",
-}
-
-LINES: Mapping[str, tuple[str, str]] = {
-    "job.queued": ("", "Accepted, and queued"),
-    "job.submitting": ("busy", "Handed to the provider"),
-    "job.processing": ("busy", "The provider has taken it"),
-    "job.unknown": ("warn", "The provider's answer was lost"),
-    "job.polled": ("", "The provider was asked how it stands"),
-    "job.completed": ("good", "The provider said that it is done"),
-    "job.failed": ("bad", "It failed"),
-    "job.expired": ("bad", "Its deadline passed"),
-    "job.cancelled": ("", "Taken back"),
-    "job.needs_decision": ("warn", "A person has to decide what became of it"),
-    "output.stored": ("good", "Its file is stored"),
-    "output.lost": ("bad", "Its file could not be had"),
-    "output.quarantined": ("warn", "Its file was flagged as unsafe, and waits for a person"),
-    "output.released": ("good", "A person released its file"),
-    "output.purged": ("", "Its file was removed"),
-}
-"""What happened, in the words of who waits for it; other events stand by their own names."""
+MOVES = 12
+"""So many of the last things that happened to a job are shown; its own page has all."""
 
 
 @bp.get("/playground")
@@ -204,23 +180,19 @@ def _story(rt: Runtime, row: Any) -> dict[str, Any]:
     if row is None:
         return {"job": None, "live": False}
     with rt.db.transaction() as tx:
+        around = reading.around(tx, row.service_id)
         events = reading.events(tx, row.id)
         notifications = reading.notifications(tx, row.id)
-    kept = {one["index"]: one for one in row.assets or ()}
-    outputs = [{"index": n, "said": said, "kept": kept.get(n)} for n, said in enumerate(row.outputs or ())]
-    waits = any(
-        one["state"] == Kept.PENDING and one.get("review") not in HIDDEN and rt.storage is not None
-        for one in kept.values()
-    )
+        kept = reviews.outputs(tx, row.id)
+    waits = rt.storage is not None and any(one.state == Kept.PENDING and one.review not in HIDDEN for one in kept)
     ended = row.finished_at or row.deadline_at
     recent = (events[-1].at - ended).total_seconds() < TOLD_WITHIN_S if events else False
-    untold = recent and any(one.state == "pending" for one in notifications)
+    untold = recent and any(one.state == Told.PENDING for one in notifications)
     return {
         "job": row,
-        "words": STATES[row.state],
-        "lines": LINES,
-        "events": events[-12:],
-        "outputs": outputs,
+        "standing": standing.of(row, around),
+        "moves": timeline.tell(Story(events=events))[-MOVES:],
+        "outputs": outputs.of(row, kept),
         "notifications": notifications,
         "live": row.state not in TOLD or waits or untold,
     }

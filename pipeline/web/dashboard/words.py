@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.jobs import State
+from pipeline.standing import HALTS
 
 TONES: Mapping[str, str] = {
     State.QUEUED: "idle",
@@ -142,6 +143,11 @@ def beginning(text: object, length: int = 120) -> str:
     return line if len(line) <= length else f"{line[:length].rstrip()}…"
 
 
+def halted(reason: str) -> str:
+    """Why the account is halted."""
+    return HALTS.get(reason, reason)
+
+
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "badge": badge,
     "when": when,
@@ -154,4 +160,5 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "breakable": breakable,
     "discreet": discreet,
     "beginning": beginning,
+    "halted": halted,
 }
