@@ -11,7 +11,7 @@ from pipeline.runtime import Runtime
 from pipeline.store import audit, keys, services
 from tests.commands import command
 from tests.conftest import Caller
-from tests.factories import placed, queued, scalar
+from tests.factories import execute, placed, queued, scalar
 from tests.http import get
 from tests.visitors import VIEWERS_PASSWORD, Visitor
 
@@ -288,3 +288,21 @@ def test_the_command_line_is_on_the_same_trail_without_key_or_secret(
     ]
     told = str([row.data for row in rows])
     assert not re.search(r"pk_|whsec_|hush", told)
+
+
+def test_what_an_address_keeps_to_itself_is_read_by_nobody_who_may_only_look(
+    visitor: Visitors, rt: Runtime, caller: Caller
+) -> None:
+    execute(rt, "UPDATE services SET callback_url = 'https://shop.example.com/done?token=hush'")
+    job_id = queued(rt, caller.service)
+    execute(
+        rt,
+        "UPDATE jobs SET callback_url = 'https://shop.example.com/one?token=hush',"
+        """ input = '{"prompt": "a fox", "image": "https://cdn.example.com/a.png?token=hush"}'""",
+    )
+    viewer = visitor(password=VIEWERS_PASSWORD)
+    for path in ("/services", "/services/shop", f"/jobs/{job_id}", f"/playground?job={job_id}"):
+        text = viewer.get(path).text
+        assert "shop" in text
+        assert "hush" not in text, path
+    assert "token=hush" in visitor().get("/services/shop").text  # who may change it sees what there is to change

@@ -4,7 +4,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline import forms
 from pipeline.errors import FieldError, InvalidInput
 from pipeline.forms import Field
 from pipeline.models import Catalogue
+from pipeline.web.dashboard.words import discreet
 
 PROMPT = "a lighthouse at dawn, watercolour"
 """What stands in the form at first: who only presses Run sees a picture."""
@@ -71,6 +72,12 @@ class Entered:
         if errors:
             raise InvalidInput(errors=errors)
         return found
+
+    def discreet(self) -> "Entered":
+        """The same without what addresses in it keep to themselves: for who may run nothing with it."""
+        typed = {name: text and discreet(text) for name, text in self.typed.items()}
+        options = {name: discreet(text) for name, text in self.options.items()}
+        return replace(self, typed=typed, more=discreet(self.more), options=options)
 
     def key(self, request: Mapping[str, Any]) -> str:
         """An idempotency key: the same form sent again is the same job, and with another word in it another one."""

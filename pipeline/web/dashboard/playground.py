@@ -19,7 +19,7 @@ from pipeline.store import reading, reviews
 from pipeline.store import services as registry
 from pipeline.store.outbox import Told
 from pipeline.store.services import Service
-from pipeline.web.dashboard import entered, outputs, page, timeline
+from pipeline.web.dashboard import access, entered, outputs, page, timeline
 from pipeline.web.dashboard.entered import Entered
 from pipeline.web.dashboard.samples import samples
 from pipeline.web.dashboard.timeline import Story
@@ -45,6 +45,7 @@ def show() -> ResponseReturnValue:
         form = entered.fresh(rt.catalogue(), _model(rt), request.args.get("service", ""))
     else:
         form = entered.of_job(rt.catalogue(), row, deadline_s=rt.settings.deadline_s)
+        form = form if access.person().may_act else form.discreet()
     return _page(rt, form, row)
 
 

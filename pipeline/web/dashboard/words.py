@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipeline.addresses import shown
 from pipeline.jobs import State
 from pipeline.standing import HALTS
 
@@ -159,6 +160,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "raw": raw,
     "breakable": breakable,
     "discreet": discreet,
+    "address": shown,
     "beginning": beginning,
     "halted": halted,
 }
