@@ -28,7 +28,7 @@ test: .venv/.dev  ## three at a time: they wait more than they work
 	$(BIN)/python -m pytest -n 3 --dist loadgroup $(PYTEST_ARGS)
 
 test-slow: .venv/.dev  ## what takes too long to wait for after every change
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	FUZZ_EXAMPLES=10 $(BIN)/python -m pytest -m 'slow and not long' $(PYTEST_ARGS)
 
 test-browser: .venv/.browser  ## the dashboard in Debian's Chromium; leaves pictures of its pages in .screenshots
 	@command -v chromium >/dev/null || .ci/install chromium fonts-dejavu-core

@@ -36,6 +36,7 @@ def test_whatever_is_killed_comes_back_and_nothing_is_left() -> None:
     assert not it.data.exists()
 
 
+@pytest.mark.slow  # every day kept data survives a kill in test_embedded
 def test_kept_data_keeps_its_keys_and_belongs_to_one_stack(tmp_path: Path) -> None:
     """Scripts that hold a key go on working tomorrow; two stacks on one database would fight over its jobs."""
     with stack.running(data=tmp_path, without=("web", "worker", "beat")) as first:

@@ -82,6 +82,7 @@ def journey(faults: Mapping[str, object] | None = None, **options: Any) -> Itera
         yield it
 
 
+@pytest.mark.slow  # every day one sweep alone does the work in test_worker, and doors accept in test_nudges
 def test_with_the_broker_gone_jobs_are_accepted_and_a_sweep_alone_finishes_them() -> None:
     """Postgres holds all truth: neither Celery nor a broker is needed to keep a promise."""
     with journey(without=("worker", "beat")) as it:

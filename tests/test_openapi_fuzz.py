@@ -22,7 +22,7 @@ from tests.test_openapi import operations
 NOT_BLANK = r"[^\s\u001c-\u001f\u0085]"  # what is blank in Python, and not everywhere
 
 SEED = os.environ.get("FUZZ_SEED", "20261122")
-MAX_EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "6")  # of each call, in each phase
+MAX_EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "4")  # of each call, in each phase
 LONGEST_S = 240 * max(1, int(MAX_EXAMPLES) // 10)
 
 pytestmark = pytest.mark.timeout(LONGEST_S + 60)

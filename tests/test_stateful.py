@@ -26,7 +26,7 @@ from tests.stateful.workers import fleet
 MakeRuntime = Callable[..., Runtime]
 
 ANY = settings(
-    max_examples=int(os.environ.get("STATEFUL_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("STATEFUL_EXAMPLES", "20")),
     stateful_step_count=int(os.environ.get("STATEFUL_STEPS", "40")),
     deadline=None,
     print_blob=True,
@@ -70,6 +70,7 @@ def test_whatever_happens_in_whatever_order_every_promise_is_kept(
 LONG = pytest.mark.long
 
 
+@pytest.mark.slow  # it is the search that is put to the test here, and not the product
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("cut", "instead", "promise"),
