@@ -1,9 +1,9 @@
 # Everything here needs Python >= 3.11 and nothing else: `make demo` first.
 # Variables: PYTHON (which Python makes .venv), ARGS (for `pipeline dev`), PYTEST_ARGS,
-# CHAOS_S, CHAOS_JOBS, CHAOS_LIST_INPUT (on, off), CHAOS_SEED, CHAOS_ARGS (see benchmarks/CHAOS.md).
+# BENCH, CHAOS_S, CHAOS_JOBS, CHAOS_LIST_INPUT (on, off), CHAOS_SEED, CHAOS_ARGS (see benchmarks/CHAOS.md).
 
 BIN := .venv/bin
-.PHONY: setup demo dev test test-slow test-browser test-rabbitmq test-node test-alerts stateful chaos chaos-lost fuzz lint format clean
+.PHONY: setup demo dev test test-slow test-browser test-rabbitmq test-node test-alerts bench stateful chaos chaos-lost fuzz lint format clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.run  ## the virtual environment, with what runs the product on this machine
@@ -15,6 +15,9 @@ setup: .venv/.run  ## the virtual environment, with what runs the product on thi
 .venv/.dev: pyproject.toml requirements.txt
 	@PYTHON='$(PYTHON)' .ci/setup dev
 
+.venv/.bench: pyproject.toml requirements.txt
+	@PYTHON='$(PYTHON)' .ci/setup bench
+
 .venv/.browser: pyproject.toml requirements.txt
 	@PYTHON='$(PYTHON)' .ci/setup browser
 
@@ -24,7 +27,7 @@ demo: .venv/.run  ## a dozen jobs through all of it
 dev: .venv/.run  ## all of it, kept running; data and keys in .dev
 	@$(BIN)/python -m pipeline dev --data .dev $(ARGS)
 
-test: .venv/.dev  ## three at a time: they wait more than they work
+test: .venv/.bench  ## three at a time: they wait more than they work
 	$(BIN)/python -m pytest -n 3 --dist loadgroup $(PYTEST_ARGS)
 
 test-slow: .venv/.dev  ## what takes too long to wait for after every change
@@ -56,6 +59,10 @@ chaos: .venv/.dev  ## every trouble at once, then the judgement; the table is sa
 chaos-lost: .venv/.dev  ## 200 jobs at a provider that loses a third of its answers
 	$(BIN)/python -m tests.chaos --lost --seed '$(CHAOS_SEED)' $(CHAOS_ARGS)
 
+BENCH ?= --save .bench
+bench: .venv/.bench  ## an hour of measuring: BENCH='receiver latency --times 7' for a part of it
+	$(BIN)/python -m pipeline bench $(BENCH)
+
 stateful: .venv/.dev  ## a long search for an order of events that breaks a promise
 	STATEFUL_EXAMPLES=$${STATEFUL_EXAMPLES:-2000} STATEFUL_STEPS=$${STATEFUL_STEPS:-60} \
 		$(BIN)/python -m pytest -n 2 -m "long or not long" tests/test_stateful.py
@@ -74,5 +81,5 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .dev .chaos .screenshots build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .dev .bench .chaos .screenshots build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,10 @@ COMMANDS = {
         "pipeline.embedded.dev",
         "Run everything on this machine: Postgres, Valkey, the sandbox, web, worker and beat, until Ctrl-C.",
     ),
+    "bench": (
+        "pipeline.cli.bench",
+        "Measure this product on this machine: its own stack, started for it, never the real provider.",
+    ),
     "doctor": (
         "pipeline.cli.doctor",
         "Examine the installation. Exit status 1 when something is not as it should be.",

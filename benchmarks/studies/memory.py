@@ -1,7 +1,7 @@
 """
 How much memory each of the Procfile's processes takes under load: whether they fit the smallest dynos (512 MB).
 
-    python benchmarks/memory.py --jobs 600 --waiting 40
+    python -m benchmarks.studies.memory --jobs 600 --waiting 40
 
 The whole stack as `pipeline dev` runs it, default concurrency, files archived and callers told. The jobs come in two
 batches and one by one, each one by one waits for its end (`Prefer: wait`), lists are read meanwhile. Memory is read

@@ -1,7 +1,7 @@
 """
 Whether those who wait for jobs hear of the end at once, and are in nobody's way.
 
-    python benchmarks/waits.py --waiting 200 --streams 50 --per-second 50 --seconds 30
+    python -m benchmarks.studies.waits --waiting 200 --streams 50 --per-second 50 --seconds 30
 
 The web server runs as the Procfile says, with Postgres and Valkey beside it. First callbacks come at that rate and
 nobody waits. Then so many requests with `Prefer: wait=20` and so many event streams are open all the time: each

@@ -1,8 +1,8 @@
 """
 The restore drill: a backup of a running stack, taken with jobs in flight, is restored elsewhere, and the stack goes on.
 
-    python benchmarks/restore_drill.py --how dump          pg_dump into an empty server
-    python benchmarks/restore_drill.py --how basebackup    pg_basebackup, a whole server
+    python -m benchmarks.studies.restore_drill --how dump          pg_dump into an empty server
+    python -m benchmarks.studies.restore_drill --how basebackup    pg_basebackup, a whole server
 
 The provider (our imitation) and the archive's folder live on, as they would. Everything else of the first stack is lost
 some seconds after the backup: in that time it went on working, and paying. The second stack gets the backup, and the
@@ -235,7 +235,9 @@ def pipeline(url: str, *words: str, ok: Sequence[int] = (0,)) -> "subprocess.Com
     return shell(sys.executable, "-m", "pipeline", *words, env={"DATABASE_URL": url}, ok=ok)
 
 
-def shell(*argv: object, env: dict[str, str] | None = None, ok: Sequence[int] = (0,)) -> Any:
+def shell(
+    *argv: object, env: dict[str, str] | None = None, ok: Sequence[int] = (0,)
+) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
         [str(word) for word in argv], env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False
     )
@@ -246,7 +248,7 @@ def shell(*argv: object, env: dict[str, str] | None = None, ok: Sequence[int] = 
 
 def query(url: str, statement: str) -> list[Any]:
     with psycopg.connect(url) as connection:
-        return connection.execute(statement).fetchall()  # type: ignore[call-overload]
+        return connection.execute(statement).fetchall()
 
 
 def states(stack: Stack) -> Counter[str]:

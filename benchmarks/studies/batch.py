@@ -1,10 +1,10 @@
 """
 How fast one web process stores batches: `POST /v1/jobs/batch` over real HTTP, 10,000 lines a request.
 
-    python benchmarks/batch.py
-    python benchmarks/batch.py --keys --times 5        each line with an idempotency key
-    python benchmarks/batch.py --terms 10000           screened for so many terms
-    python benchmarks/batch.py --profile               where Python's time goes, in one batch without HTTP
+    python -m benchmarks.studies.batch
+    python -m benchmarks.studies.batch --keys --times 5        each line with an idempotency key
+    python -m benchmarks.studies.batch --terms 10000           screened for so many terms
+    python -m benchmarks.studies.batch --profile               where Python's time goes, in one batch without HTTP
 """
 
 import argparse

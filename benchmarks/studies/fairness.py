@@ -1,8 +1,8 @@
 """
 How long a service's single job waits behind another service's backlog, until its POST is begun.
 
-    python benchmarks/fairness.py                     the account has room: how many seconds
-    python benchmarks/fairness.py --level silver      it has none: how many of the others' starts come first
+    python -m benchmarks.studies.fairness                     the account has room: how many seconds
+    python -m benchmarks.studies.fairness --level silver      it has none: how many of the others' starts come first
 """
 
 import argparse

@@ -3,8 +3,8 @@ What a snapshot costs that somebody else holds: an idle REPEATABLE READ transact
 
 While it is held, no dead row version can be removed: every update leaves one more to step over.
 
-    python benchmarks/snapshot.py                      held for a minute, twice: about 6 minutes
-    python benchmarks/snapshot.py --held-s 600 --free-s 120 --times 1      the ten-minute form: about 15 minutes
+    python -m benchmarks.studies.snapshot                      held for a minute, twice: about 6 minutes
+    python -m benchmarks.studies.snapshot --held-s 600 --free-s 120 --times 1      the ten-minute form: about 15 minutes
 
 The same backlog is worked off all the time, as fast as the machine can; only the snapshot comes and goes.
 Before, between and after, nobody holds one: the mean of these is what the held ones are compared with. Beside the rate

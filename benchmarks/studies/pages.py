@@ -1,8 +1,8 @@
 """
 How long each page of the dashboard takes with a million jobs, and with all that a million jobs leave behind.
 
-    python benchmarks/pages.py                        some 15 minutes, most of them to fill the tables
-    python benchmarks/pages.py --jobs 100000 --times 50
+    python -m benchmarks.studies.pages                        some 15 minutes, most of them to fill the tables
+    python -m benchmarks.studies.pages --jobs 100000 --times 50
 
 Every page is asked for as an operator's browser does, links to older pages included: some by their addresses below,
 and those that a page itself leads on to ("Older").
@@ -18,8 +18,8 @@ from uuid import UUID
 
 import psycopg
 from flask.testing import FlaskClient
-from lists import fill
 
+from benchmarks.studies.lists import fill
 from pipeline.embedded import postgres
 from pipeline.measures import ACCEPTED, ATTEMPTS, ENDED, OUTCOMES, SETTLED, Latency, intervals
 from pipeline.runtime import Runtime

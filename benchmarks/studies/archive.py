@@ -1,8 +1,8 @@
 """
 200 outputs of 5 MB: how fast they are archived, how much memory that takes, and what is left of a worker's SIGKILL.
 
-    python benchmarks/archive.py                 about a minute
-    python benchmarks/archive.py --files 1000 --mb 20 --kills 5
+    python -m benchmarks.studies.archive                 about a minute
+    python -m benchmarks.studies.archive --files 1000 --mb 20 --kills 5
 
 The stack of `pipeline dev`, files in a folder. While the jobs complete their files are not there, so that all outputs
 wait at once; then the archive runs alone, and its worker is killed while files are under way. In the end every file is

@@ -1,7 +1,7 @@
 """
 How many submits a second the sandbox answers, and how many webhooks it delivers, over loopback.
 
-    python benchmarks/sandbox.py [submits]
+    python -m benchmarks.studies.sandbox [submits]
 
 Client, receiver and sandbox share the machine, so that this is a lower bound.
 """

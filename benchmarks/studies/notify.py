@@ -1,7 +1,7 @@
 """
 How soon callers are told, by a receiver in trouble; and that each is told.
 
-    python benchmarks/notify.py --jobs 500
+    python -m benchmarks.studies.notify --jobs 500
 
 The whole stack as `pipeline dev` runs it, level gold, the provider's callbacks doubled now and then. The receiver, a
 process of its own, answers 500 to the first try of each event and 200 to the next; every tenth answer takes 2 s, and
@@ -126,6 +126,7 @@ def report(stack: Stack, log: Path, count: int) -> int:
     with psycopg.connect(stack.facts.database_url.replace("+psycopg", "")) as connection:
         rows = connection.execute(STARTS).fetchall()
         logged = connection.execute("SELECT count(*) FROM pipeline.deliveries").fetchone()
+    assert logged
     waits = sorted(min(one["at"] for one in heard[job]) - start for job, start, _, _ in rows if heard[job])
     taken = {job for job, tries in heard.items() if any(one["taken"] for one in tries)}
     twice = sum(1 for tries in heard.values() if sum(one["taken"] for one in tries) > 1)
@@ -156,7 +157,9 @@ def main() -> int:
         database = Database(load({"DATABASE_URL": stack.facts.database_url}).database_url, name="bench", pool_size=1)
         with database.transaction() as tx:
             key, silent_key = services.create(tx, "shop"), services.create(tx, "silent")
-            secret = keys.of(tx, services.by_name(tx, "shop").id)[0]
+            shop = services.by_name(tx, "shop")
+            assert shop and key and silent_key
+            secret = keys.of(tx, shop.id)[0]
         log = Path(stack.facts.data) / "heard.jsonl"
         log.touch()
         ours, theirs = multiprocessing.Pipe()

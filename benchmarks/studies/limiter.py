@@ -1,7 +1,7 @@
 """
 How much of the account's quota a backlog uses, and whether it is ever exceeded: by the sandbox's clock and count.
 
-    python benchmarks/limiter.py --workers 3 --jobs 1000 --level silver
+    python -m benchmarks.studies.limiter --workers 3 --jobs 1000 --level silver
 """
 
 import argparse

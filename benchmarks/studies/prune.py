@@ -1,8 +1,8 @@
 """
 What it costs to remove old jobs, and what those notice of it who hand in, claim and hear of new ones meanwhile.
 
-    python benchmarks/prune.py                         200,000 jobs with all that hangs on them: about 4 minutes
-    python benchmarks/prune.py --jobs 1000000 --phase-s 60
+    python -m benchmarks.studies.prune                         200,000 jobs with all that hangs on them: about 4 minutes
+    python -m benchmarks.studies.prune --jobs 1000000 --phase-s 60
 
 First one batch is explained: a table of those that grow must not be read whole. Then the same load runs all the time,
 as fast as the machine can, by the statements of the product; in every other phase a worker's pruner runs beside it.
@@ -210,7 +210,9 @@ class Load:
                     phase.callback_ms += heard_ms
 
     def _hear(self, token: str) -> float:
-        done = Prediction(id=token, status=Status.COMPLETED, said="completed", model=MODEL, outputs=["https://x/1.png"])
+        done = Prediction(
+            id=token, status=Status.COMPLETED, said="completed", model=MODEL, outputs=("https://x/1.png",)
+        )
         began = time.perf_counter()
         with self._rt.db.transaction() as tx:
             assert inbox.hear(tx, inbox.Delivery(token, {}, b"{}"), done, poll_s=30.0).verdict == "applied"

@@ -1,8 +1,8 @@
 """
 How long a page of a list takes with a million jobs: `GET /v1/jobs` as the web server answers it, each kind of filter.
 
-    python benchmarks/lists.py                         about 4 minutes, most of it to fill the table
-    python benchmarks/lists.py --jobs 100000 --pages 50
+    python -m benchmarks.studies.lists                         about 4 minutes, most of it to fill the table
+    python -m benchmarks.studies.lists --jobs 100000 --pages 50
 
 Half of the requests ask for a first page, half for one from anywhere in the list.
 """
