@@ -16,7 +16,17 @@ from pipeline.broker import QUEUE, impatient
 
 log = telemetry.get(__name__)
 
-COALESCE_S = 0.015
+COALESCE_S = 0.01
+"""How long the calls after a message are gathered for the next one, while there are few."""
+
+CROWDED_S = 0.1
+"""The same while there are many: a message costs both sides more than a job's own row does."""
+
+FEW, MANY = 60.0, 120.0
+"""Calls a second, on average over RECENT_S: up to the one they wait for COALESCE_S, from the other on for CROWDED_S."""
+
+RECENT_S = 0.5
+
 FAILING_FOR_S = 30.0
 """How long one failure says something of the broker: on a quiet night no later nudge tells that it is back."""
 
@@ -24,13 +34,18 @@ SOCKET_TIMEOUT_S = 1.0
 
 
 class Nudger:
-    """Sends at most one message per kind in COALESCE_S; whatever cannot be sent within *timeout_s* is dropped."""
+    """
+    Sends the first call's message at once, then at most one per kind in COALESCE_S, under load in CROWDED_S.
+
+    Whatever cannot be sent within *timeout_s* is dropped.
+    """
 
     def __init__(self, celery: Celery, broker_url: str, *, timeout_s: float = SOCKET_TIMEOUT_S) -> None:
         self._celery = celery
         self._url = broker_url
         self._timeout_s = timeout_s
         self._pending: set[str] = set()
+        self._calls = 0
         self._woken = threading.Event()
         self._lock = threading.Condition()
         self._sending = False
@@ -42,6 +57,7 @@ class Nudger:
         """Ask some worker to look: `nudge("submit")`. Returns at once, and never raises."""
         with self._lock:
             self._pending.update(kinds)
+            self._calls += 1
             if self._thread is None:  # started by the first nudge, so after any fork
                 self._thread = threading.Thread(target=self._run, name="nudges", daemon=True)
                 self._thread.start()
@@ -58,12 +74,13 @@ class Nudger:
         return self._failed_at is not None and time.monotonic() - self._failed_at < FAILING_FOR_S
 
     def _run(self) -> None:
+        crowd = Crowd()
         while True:
             self._woken.wait()
-            time.sleep(COALESCE_S)
             self._woken.clear()  # before looking: what comes from now on gets a message of its own
             with self._lock:
                 kinds, self._pending = self._pending, set()
+                calls, self._calls = self._calls, 0
                 self._sending = True
             try:
                 for kind in sorted(kinds):
@@ -77,6 +94,7 @@ class Nudger:
             with self._lock:
                 self._sending = False
                 self._lock.notify_all()
+            time.sleep(crowd.pause_s(calls, now=time.monotonic()))
 
     def _send(self, kind: str) -> None:
         if self._producer is None:
@@ -90,3 +108,20 @@ class Nudger:
         if producer is not None:
             with contextlib.suppress(Exception):
                 producer.connection.release()
+
+
+class Crowd:
+    """How many calls there are of late, and so how long they are gathered. *now* is a clock that never goes back."""
+
+    def __init__(self) -> None:
+        self._a_second = 0.0
+        self._at = float("-inf")
+
+    def pause_s(self, calls: int, *, now: float) -> float:
+        """Count *calls* that have come since the last time, and say how long to gather the next ones."""
+        passed_s = min(now - self._at, RECENT_S)
+        self._at = now
+        if passed_s > 0:
+            self._a_second += (calls / passed_s - self._a_second) * passed_s / RECENT_S
+        share = min(max((self._a_second - FEW) / (MANY - FEW), 0.0), 1.0)
+        return COALESCE_S + share * (CROWDED_S - COALESCE_S)

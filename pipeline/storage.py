@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -80,27 +80,20 @@ class Storage:
         Raises:
             StorageFailed: It is not kept, for all we know; nothing of it can be seen.
         """
-        file.seek(0, os.SEEK_END)
-        size = file.tell()
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
+        if self.folder:
+            await asyncio.to_thread(self._keep_now, self.folder / key, key, file, size)
+            return
         if await self.size(key) == size:
             return
-        attributes = None
-        if self.folder is None:  # who follows a signed address hears of the type from the bucket
-            shown = "inline" if is_shown(content_type) else "attachment"
-            attributes = {"Content-Type": content_type, "Content-Disposition": shown, "Cache-Control": CACHED}
+        shown = "inline" if is_shown(content_type) else "attachment"  # who follows a signed address hears of it there
+        attributes = {"Content-Type": content_type, "Content-Disposition": shown, "Cache-Control": CACHED}
         async with self._room:
             with _explained():
                 await obstore.put_async(
-                    self._store,
-                    key,
-                    file,
-                    attributes=attributes,
-                    chunk_size=PIECE_BYTES if self.folder is None else PIECE_BYTES // 5,
-                    max_concurrency=2,
+                    self._store, key, file, attributes=attributes, chunk_size=PIECE_BYTES, max_concurrency=2
                 )
-                if self.folder:
-                    await asyncio.to_thread(_settle, self.folder / key)
 
     async def size(self, key: str) -> int | None:
         """How many bytes are kept under a key; None: nothing."""
@@ -109,6 +102,30 @@ class Storage:
                 return (await obstore.head_async(self._store, key))["size"]
             except FileNotFoundError:
                 return None
+
+    async def missing(self, keys: Sequence[str]) -> set[str]:
+        """Those of *keys* under which surely nothing is kept."""
+        if self.folder:  # in one go: a file is looked up in microseconds, a change of threads takes longer
+            return await asyncio.to_thread(self._missing_now, keys)
+        sizes = await asyncio.gather(*map(self.size, keys), return_exceptions=True)
+        return {key for key, size in zip(keys, sizes, strict=True) if size is None}
+
+    def _missing_now(self, keys: Sequence[str]) -> set[str]:
+        return {key for key in keys if self._size_now(key) is None}
+
+    def _size_now(self, key: str) -> int | None:
+        try:
+            return obstore.head(self._store, key)["size"]
+        except FileNotFoundError:
+            return None
+
+    def _keep_now(self, place: Path, key: str, file: BinaryIO, size: int) -> None:
+        """In a folder all of it is one thread's work, without a change of threads between its steps."""
+        with _explained():
+            if self._size_now(key) == size:
+                return
+            obstore.put(self._store, key, file, chunk_size=PIECE_BYTES // 5, max_concurrency=2)
+            _settle(place)
 
     def open_now(self, key: str) -> BinaryIO | None:
         """The bytes of a key, to be read from anywhere; None when there are none."""

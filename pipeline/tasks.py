@@ -75,8 +75,8 @@ def reconcile() -> None:
 
 @celery.task(name="pipeline.archive")
 def archive() -> None:
-    """Copy outputs to our own storage."""
-    worker().wake("archive")
+    """Copy outputs to our own storage; what was just made also left a place at the provider."""
+    worker().wake("archive", "submit")
 
 
 @celery.task(name="pipeline.notify")

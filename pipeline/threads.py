@@ -60,11 +60,13 @@ class Duty:
 
     `look` does what is due and returns in how many seconds it wants to look again; None: when woken. It is
     never run twice at a time; a wake during a look means one more look, for the flag is cleared before it.
+    Between two looks lie *rest_s* seconds: under load each finds more. The first after a quiet time comes at once.
     """
 
-    def __init__(self, name: str, look: Callable[[], float | None]) -> None:
+    def __init__(self, name: str, look: Callable[[], float | None], *, rest_s: float = 0.0) -> None:
         self.name = name
         self._look = look
+        self._rest_s = rest_s
         self._woken = threading.Event()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -96,11 +98,15 @@ class Duty:
 
     def _run(self) -> None:
         wait_s: float | None = None
+        rested_at = float("-inf")
         while not self._stopped:
             self._woken.wait(wait_s)
+            if (rest_s := rested_at - time.monotonic()) > 0:
+                time.sleep(rest_s)
             self._woken.clear()
             if self._stopped:
                 return
+            rested_at = time.monotonic() + self._rest_s
             try:
                 wait_s = self._look()
             except Unavailable as error:
@@ -115,11 +121,13 @@ class Groups(Generic[T]):
     """
     Writes what arrives one by one in small groups: whatever came while the last group was being written.
 
-    Alone, an item waits for nothing; under load the groups grow and the cost of each item falls. While the
-    database is away the items wait in memory; should the process die, the sweep finds their rows.
+    Alone, an item waits for nothing; under load the groups grow and the cost of each item falls: once several came
+    together, the next ones are gathered for LINGER_S. While the database is away the items wait in memory; should
+    the process die, the sweep finds their rows.
     """
 
     LARGEST = 200
+    LINGER_S = 0.025
 
     def __init__(self, name: str, write: Callable[[Sequence[T]], None]) -> None:
         self._name = name
@@ -142,11 +150,15 @@ class Groups(Generic[T]):
             return self._changed.wait_for(lambda: self._waiting == 0, timeout_s)
 
     def _run(self) -> None:
+        crowded = False
         while True:
             group = [self._items.get()]
+            if crowded:
+                time.sleep(self.LINGER_S)
             while len(group) < self.LARGEST and not self._items.empty():
                 group.append(self._items.get())
             self._write_until_done(group)
+            crowded = len(group) > 1
             with self._changed:
                 self._waiting -= len(group)
                 self._changed.notify_all()

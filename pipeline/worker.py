@@ -38,6 +38,9 @@ HEARTBEAT_PATIENCE_S = 3
 UNSWEPT_S = 1.2 * SWEEP_S
 """When nobody swept for so long, beat or the broker is away, and workers sweep by themselves."""
 
+RESTS_S = {"archive": 0.02, "notify": 0.02}
+"""How long these rest between two looks: each file stored, and each job ended, wakes them."""
+
 STOP_S = 18.0
 """How long answers are waited for at the end; the platform kills after 30 s."""
 
@@ -71,7 +74,7 @@ class Worker:
             "models": CatalogueKeeper(self.rt, self._loop, self._provider).look,
             "prune": Pruner(self.rt).look,
         }
-        self._duties = {name: Duty(name, look) for name, look in looks.items()}
+        self._duties = {name: Duty(name, look, rest_s=RESTS_S.get(name, 0.0)) for name, look in looks.items()}
         self._heart = Duty("heartbeat", self._beat)
         url = self.rt.settings.database_url
         self._heart_db = Database(url, name="heartbeat", pool_size=HEARTBEAT_POOL, patience_s=HEARTBEAT_PATIENCE_S)

@@ -16,7 +16,7 @@ import redis
 from pipeline.broker import QUEUE, make_celery
 from pipeline.embedded.processes import Server
 from pipeline.jobs import State
-from pipeline.nudges import COALESCE_S, Nudger
+from pipeline.nudges import COALESCE_S, CROWDED_S, Crowd, Nudger
 from pipeline.runtime import Runtime
 from tests.conftest import Caller
 from tests.factories import queued, state, until
@@ -74,8 +74,21 @@ def test_many_nudges_are_few_messages(valkey: Server, broker: Any, kinds: tuple[
     took_s = time.monotonic() - begun
 
     wanted = {f"pipeline.{kind}" for kind in kinds}
-    until(lambda: {message["headers"]["task"] for message in messages(broker)} == wanted)
+    nudge.flush(60.0)
+    assert {message["headers"]["task"] for message in messages(broker)} == wanted
     assert len(messages(broker)) <= len(kinds) * (took_s / COALESCE_S + 2)
+
+
+def test_the_first_nudge_waits_for_nobody_and_the_next_ones_longer_the_more_there_are() -> None:
+    """A job on a quiet night is sent at once; under load a message is for many."""
+    quiet, crowd = Crowd(), Crowd()
+    waits = [crowd.pause_s(calls=1 + number, now=number * 0.05) for number in range(20)]
+
+    assert [quiet.pause_s(calls=1, now=second) for second in range(5)] == [COALESCE_S] * 5
+    assert waits[0] == COALESCE_S
+    assert waits == sorted(waits)
+    assert waits[-1] == CROWDED_S
+    assert crowd.pause_s(calls=1, now=60.0) == COALESCE_S  # it is quiet again
 
 
 def test_a_nudge_during_the_sending_of_another_is_sent_too(valkey: Server, broker: Any) -> None:

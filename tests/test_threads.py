@@ -1,7 +1,9 @@
 """The threads of a worker: duties that miss no wake, groups that lose no item, one loop that outlives its tasks."""
 
 import asyncio
+import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 
@@ -75,6 +77,24 @@ def test_a_wake_during_a_look_means_one_more_look(duty: Callable[..., Duty]) -> 
     one.stop()
     one.join(10)
     assert work.looks == 2
+
+
+def test_a_duty_rests_between_two_looks_and_then_finds_all_that_came(duty: Callable[..., Duty]) -> None:
+    """Under load many wakes are one look; the first after a quiet time is at once."""
+    looks: list[float] = []
+
+    def look() -> float | None:
+        looks.append(time.monotonic())
+        return None
+
+    one = Duty("test", look, rest_s=0.2)
+    one.start()
+    until(lambda: looks)
+    until(lambda: one.wake() or len(looks) >= 4)  # type: ignore[func-returns-value]
+    one.stop()
+    one.join(10)
+
+    assert all(later - earlier >= 0.2 for earlier, later in itertools.pairwise(looks))
 
 
 def test_no_wake_is_lost_among_many(duty: Callable[..., Duty]) -> None:

@@ -158,7 +158,9 @@ def main() -> int:
         with database.transaction() as tx:
             key, silent_key = services.create(tx, "shop"), services.create(tx, "silent")
             shop = services.by_name(tx, "shop")
-            assert shop and key and silent_key
+            assert shop
+            assert key
+            assert silent_key
             secret = keys.of(tx, shop.id)[0]
         log = Path(stack.facts.data) / "heard.jsonl"
         log.touch()

@@ -34,7 +34,7 @@ from pipeline.threads import Groups, Loop
 
 log = telemetry.get(__name__)
 
-AT_ONCE = 8
+AT_ONCE = 32
 """Files under way in one process."""
 
 MAX_BYTES = 2 * 1024**3
@@ -165,7 +165,7 @@ class Archiver:
             with self._changed:
                 self._under_way.pop(one.id, None)
                 self._changed.notify_all()
-            if self._more:
+            if self._more and len(self._under_way) <= AT_ONCE // 2:  # several places: one claim for all of them
                 self._more = False
                 self._wake()
 
@@ -250,12 +250,8 @@ class Archiver:
         storage = self._rt.storage
         if storage is None or not stored:
             return
-
-        async def sizes() -> list[int | BaseException | None]:
-            return await asyncio.gather(*(storage.size(one.storage_key) for one in stored), return_exceptions=True)
-
-        found = self._loop.run(sizes())
-        missing = [one.id for one, size in zip(stored, found, strict=True) if size is None]
+        gone = self._loop.run(storage.missing([one.storage_key for one in stored]))
+        missing = [one.id for one in stored if one.storage_key in gone]
         if missing:
             with self._rt.db.transaction() as tx:
                 assets.fetch_again(tx, missing)

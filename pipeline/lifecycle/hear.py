@@ -72,10 +72,9 @@ def tell(rt: Runtime, heard: Heard, prediction: Prediction | None, *, event: str
     """Log what became of a callback, and wake whoever has to do with it."""
     log.info(event, verdict=heard.verdict, job_id=heard.job_id and str(heard.job_id), before=heard.before)
     completed = prediction is not None and prediction.status is Status.COMPLETED
-    if heard.verdict == Verdict.APPLIED and completed and rt.settings.archive_url != "off":
-        rt.nudge("archive")
-    if heard.verdict == Verdict.APPLIED:
-        rt.nudge("submit", *(["notify"] if heard.tell else ()))  # a place at the provider came free
+    if heard.verdict == Verdict.APPLIED:  # a place at the provider came free, too: whoever archives looks for that
+        files = completed and rt.settings.archive_url != "off"
+        rt.nudge("archive" if files else "submit", *(["notify"] if heard.tell else ()))
     elif heard.verdict in {Verdict.STALE, Verdict.SUSPICIOUS, Verdict.UNREADABLE}:
         rt.nudge("poll", "reconcile")
 
