@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
+_BEGIN = b"Q\x00\x00\x00\x0aBEGIN\x00"
 _COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
-_ENDS = (_COMMIT, b"Q\x00\x00\x00\x0dROLLBACK\x00")
+_ROLLBACK = b"Q\x00\x00\x00\x0dROLLBACK\x00"
+_EXECUTE = b"E\x00\x00\x00\x09\x00\x00\x00\x00\x00S\x00\x00\x00\x04"
 
 
 @dataclass(eq=False)
@@ -83,6 +85,8 @@ class Proxy:
         """
         Cut the connection at the next COMMIT of a transaction in which the client sent the bytes *of*.
 
+        Likewise at the end of a statement that is a transaction by itself.
+
         It is done, and only its answer lost; or, unless it *arrives*, never done. *then_refuse*: nobody comes
         through after it, until `come_back`.
         """
@@ -128,8 +132,9 @@ class Proxy:
                 if link.gone or link.server is None:
                     continue
                 link.sent += data
-                if data.endswith(_ENDS):
-                    if data.endswith(_COMMIT) and (arrives := self._is_to_be_lost(link)) is not None:
+                commits = data.endswith(_COMMIT) or (_BEGIN not in link.sent and _is_a_statement(data))
+                if commits or data.endswith(_ROLLBACK):
+                    if commits and (arrives := self._is_to_be_lost(link)) is not None:
                         link.losing.set()
                         if not arrives:
                             self.commits_lost += 1
@@ -163,6 +168,11 @@ class Proxy:
             if link in self._links:
                 self._links.remove(link)
         link.close()
+
+
+def _is_a_statement(data: bytes) -> bool:
+    """Whether it ends one; outside of a transaction that commits it."""
+    return data.endswith(_EXECUTE) or data.startswith(b"Q")
 
 
 @contextlib.contextmanager

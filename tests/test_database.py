@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
 from pipeline.embedded.processes import Server
 from pipeline.errors import Unavailable
 from pipeline.runtime import Runtime
 from pipeline.settings import load
 from pipeline.store.database import Database, Transaction
-from tests.factories import at_once, until
+from tests.factories import at_once, scalar, until
 from tests.postgres_proxy import Proxy, proxy
 from tests.test_wavespeed import closed_port
 
@@ -36,18 +36,29 @@ def database(rt: Runtime) -> Iterator[Database]:
         yield database
 
 
+Way = Callable[[Database], contextlib.AbstractContextManager[Transaction]]
+
+both_ways = pytest.mark.parametrize("way", [Database.transaction, Database.statement], ids=["transaction", "statement"])
+
+
 def works(database: Database) -> bool:
+    """Whether both ways are open, and a transaction is one: rolled back, it leaves nothing."""
+    with database.statement() as tx:
+        alone = tx.scalar(text("SELECT 1"))
+    with contextlib.suppress(LookupError), database.transaction() as tx:
+        tx.exec_driver_sql("SET application_name = 'rolled back'")
+        raise LookupError
     with database.transaction() as tx:
-        return bool(tx.scalar(text("SELECT 1")) == 1)
+        return bool(alone == tx.scalar(text("SELECT 1")) and tx.scalar(text("SHOW application_name")) != "rolled back")
 
 
-def is_unavailable_once(database: Database, *statements: str) -> None:
-    """Send *statements*, of which one fails; the next transaction finds nothing wrong."""
-    fails_once(database, lambda tx: [tx.exec_driver_sql(statement) for statement in statements])
+def is_unavailable_once(database: Database, *statements: str, way: Way = Database.transaction) -> None:
+    """Send *statements*, of which one fails; what follows finds nothing wrong."""
+    fails_once(database, lambda tx: [tx.exec_driver_sql(statement) for statement in statements], way=way)
 
 
-def fails_once(database: Database, work: Callable[[Transaction], object]) -> None:
-    with pytest.raises(Unavailable), database.transaction() as tx:
+def fails_once(database: Database, work: Callable[[Transaction], object], *, way: Way = Database.transaction) -> None:
+    with pytest.raises(Unavailable), way(database) as tx:
         work(tx)
     assert works(database)
 
@@ -55,6 +66,7 @@ def fails_once(database: Database, work: Callable[[Transaction], object]) -> Non
 # What the server says
 
 
+@both_ways
 @pytest.mark.parametrize(
     "code",
     [
@@ -66,15 +78,16 @@ def fails_once(database: Database, work: Callable[[Transaction], object]) -> Non
         *("58000", "58030", "XX000"),  # the system below, its files, the server itself
     ],
 )
-def test_what_may_pass_is_unavailable(database: Database, code: str) -> None:
+def test_what_may_pass_is_unavailable(database: Database, code: str, way: Way) -> None:
     """Nothing was committed, and the same may be sent again."""
-    is_unavailable_once(database, f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$")
+    is_unavailable_once(database, f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$", way=way)
 
 
+@both_ways
 @pytest.mark.parametrize("code", ["42501", "42601", "42883"])
-def test_a_mistake_of_ours_is_no_passing_fault(database: Database, code: str) -> None:
+def test_a_mistake_of_ours_is_no_passing_fault(database: Database, code: str, way: Way) -> None:
     """Told to try again, callers would do so for ever, and nobody would hear of it."""
-    with pytest.raises(ProgrammingError), database.transaction() as tx:
+    with pytest.raises(ProgrammingError), way(database) as tx:
         tx.exec_driver_sql(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$")
     assert works(database)
 
@@ -89,9 +102,10 @@ def test_a_read_only_database_is_unavailable(rt: Runtime, new_database: Callable
             tx.execute(text("CREATE TABLE anything ()"))
 
 
-def test_a_connection_that_was_ended_is_unavailable_once_and_then_replaced(database: Database) -> None:
+@both_ways
+def test_a_connection_that_was_ended_is_unavailable_once_and_then_replaced(database: Database, way: Way) -> None:
     """A restart of Postgres costs a request, not a process."""
-    is_unavailable_once(database, "SELECT pg_terminate_backend(pg_backend_pid())")
+    is_unavailable_once(database, "SELECT pg_terminate_backend(pg_backend_pid())", way=way)
 
 
 def test_a_disk_that_takes_no_more_is_unavailable(database: Database) -> None:
@@ -100,9 +114,10 @@ def test_a_disk_that_takes_no_more_is_unavailable(database: Database) -> None:
     is_unavailable_once(database, "SET LOCAL temp_file_limit = 0", "SET LOCAL work_mem = '64kB'", sort)
 
 
-def test_a_statement_that_takes_too_long_is_unavailable(database: Database) -> None:
+@both_ways
+def test_a_statement_that_takes_too_long_is_unavailable(database: Database, way: Way) -> None:
     """The server ends it: what waits for it would wait in vain."""
-    is_unavailable_once(database, "SELECT pg_sleep(30)")
+    is_unavailable_once(database, "SELECT pg_sleep(30)", way=way)
 
 
 def test_a_lock_that_is_not_given_up_is_unavailable(rt: Runtime, database: Database) -> None:
@@ -165,18 +180,22 @@ def test_of_two_transactions_in_a_deadlock_one_is_unavailable(rt: Runtime) -> No
     assert sorted(at_once(lock, 2)) == [False, True]
 
 
-def test_a_database_set_to_another_isolation_is_read_as_ours(rt: Runtime, new_database: Callable[[str], str]) -> None:
+@both_ways
+def test_a_database_set_to_another_isolation_is_read_as_ours(
+    rt: Runtime, new_database: Callable[[str], str], way: Way
+) -> None:
     """A limiter that locks and then counts must see what was committed while it waited for the lock."""
     with opened(new_database("isolated")) as database:
         with database.transaction() as tx:
             tx.execute(text("ALTER DATABASE isolated SET default_transaction_isolation = 'serializable'"))
         database.close()
-        with database.transaction() as tx:
+        with way(database) as tx:
             assert tx.scalar(text("SHOW transaction_isolation")) == "read committed"
 
 
+@both_ways
 def test_a_migration_under_a_prepared_statement_costs_one_request(
-    rt: Runtime, new_database: Callable[[str], str]
+    rt: Runtime, new_database: Callable[[str], str], way: Way
 ) -> None:
     """A release migrates while the former one runs."""
 
@@ -188,14 +207,75 @@ def test_a_migration_under_a_prepared_statement_costs_one_request(
         with database.transaction() as tx:
             tx.exec_driver_sql("CREATE TABLE public.anything (one int)")
         for _ in range(10):
-            with database.transaction() as tx:
+            with way(database) as tx:
                 read(tx)
         with release.transaction() as tx:
             tx.exec_driver_sql("ALTER TABLE public.anything ADD two int")
-        with pytest.raises(Unavailable), database.transaction() as tx:
+        with pytest.raises(Unavailable), way(database) as tx:
             read(tx)
-        with database.transaction() as tx:
+        with way(database) as tx:
             read(tx)
+
+
+# One statement alone
+
+
+def word(rt: Runtime) -> str:
+    return str(scalar(rt, "SELECT recent FROM account"))
+
+
+def test_a_statement_alone_is_committed_when_it_is_answered(rt: Runtime, database: Database) -> None:
+    """Whatever becomes of the block after it."""
+    with contextlib.suppress(LookupError), database.statement() as tx:
+        tx.exec_driver_sql("UPDATE account SET recent = '+'")
+        assert word(rt) == "+"
+        raise LookupError
+    assert word(rt) == "+"
+    assert works(database)
+
+
+def test_a_second_statement_is_refused(rt: Runtime, database: Database) -> None:
+    """It would be committed by itself, though whoever wrote it means both or none."""
+    with database.statement() as tx:
+        tx.exec_driver_sql("UPDATE account SET recent = '+'")
+        with pytest.raises(ProgrammingError):
+            tx.exec_driver_sql("UPDATE account SET recent = '-'")
+    assert word(rt) == "+"
+    assert works(database)
+
+
+def test_a_statement_that_fails_in_the_middle_leaves_nothing(rt: Runtime, database: Database) -> None:
+    """All its parts are one transaction."""
+    with pytest.raises(DataError), database.statement() as tx:
+        tx.exec_driver_sql("WITH one AS (UPDATE account SET recent = '-' RETURNING 0 AS zero) SELECT 1 / zero FROM one")
+    assert word(rt) == ""
+    assert works(database)
+
+
+def test_a_statement_that_cannot_be_committed_is_not_answered(rt: Runtime, database: Database) -> None:
+    """What is checked at the commit is heard of, too."""
+    with pytest.raises(IntegrityError), database.statement() as tx:
+        tx.exec_driver_sql(
+            "WITH one AS (UPDATE account SET recent = '-')"
+            " INSERT INTO idempotency_keys (service_id, key, fingerprint, job_id)"
+            " VALUES (gen_random_uuid(), 'order-42', '', gen_random_uuid())"
+        )
+    assert word(rt) == ""
+    assert works(database)
+
+
+def test_of_two_with_the_same_news_one_is_unavailable(database: Database) -> None:
+    """The loser looks again, and finds what the winner wrote."""
+    with database.statement() as tx:
+        tx.exec_driver_sql("INSERT INTO workers (id, host, pid) VALUES ('00000000-0000-0000-0000-000000000001', '', 1)")
+    is_unavailable_once(database, "INSERT INTO workers SELECT * FROM workers", way=Database.statement)
+
+
+def test_what_a_block_leaves_open_is_not_given_to_the_next(database: Database) -> None:
+    """Nobody would commit what the next one does."""
+    with database.statement() as tx:
+        tx.exec_driver_sql("BEGIN")
+    assert works(database)
 
 
 # No way in
@@ -218,9 +298,10 @@ def test_a_server_with_no_connection_to_give_is_unavailable(
             assert works(guest)
 
 
-def test_a_pool_with_no_connection_to_give_is_unavailable(database: Database) -> None:
+@both_ways
+def test_a_pool_with_no_connection_to_give_is_unavailable(database: Database, way: Way) -> None:
     """Who waits for one waits a few seconds, and is told to come again."""
-    with database.transaction(), pytest.raises(Unavailable), database.transaction():
+    with database.transaction(), pytest.raises(Unavailable), way(database):
         pass
     assert works(database)
 
@@ -253,32 +334,34 @@ def beyond(rt: Runtime, between: Proxy) -> Iterator[Database]:
         yield database
 
 
-def test_a_connection_that_was_cut_is_unavailable_once_and_then_replaced(between: Proxy, beyond: Database) -> None:
+@both_ways
+def test_a_connection_that_was_cut_is_unavailable_once_and_then_replaced(
+    between: Proxy, beyond: Database, way: Way
+) -> None:
     between.cut()
-    with pytest.raises(Unavailable):
-        works(beyond)
-    assert works(beyond)
+    is_unavailable_once(beyond, "SELECT 1", way=way)
 
 
-def test_a_silent_server_is_given_up(between: Proxy, beyond: Database) -> None:
+@both_ways
+def test_a_silent_server_is_given_up(between: Proxy, beyond: Database, way: Way) -> None:
     """It answers keepalives, so that TCP sees no fault, and runs no timeouts: nobody else would end the wait."""
     between.vanish()
-    with pytest.raises(Unavailable):
-        works(beyond)
-    with pytest.raises(Unavailable):  # a new connection finds nobody either
-        works(beyond)
+    for _ in range(2):  # the second is on a new connection, which finds nobody either
+        with pytest.raises(Unavailable), way(beyond) as tx:
+            tx.exec_driver_sql("SELECT 1")
 
     between.come_back()
     assert works(beyond)
 
 
+@both_ways
 def test_a_commit_whose_answer_is_lost_is_unavailable_and_may_be_done(
-    rt: Runtime, between: Proxy, beyond: Database
+    rt: Runtime, between: Proxy, beyond: Database, way: Way
 ) -> None:
     """The one case in which 'unavailable' may have changed something: whatever is repeated must be repeatable."""
     for arrives in (True, False):
         between.lose_commit(of=b"UPDATE account", arrives=arrives)
-        with pytest.raises(Unavailable), beyond.transaction() as tx:
+        with pytest.raises(Unavailable), way(beyond) as tx:
             tx.exec_driver_sql(f"UPDATE account SET in_flight_cap = {1 if arrives else 2}")
         with rt.db.transaction() as tx:
             assert tx.exec_driver_sql("SELECT in_flight_cap FROM account").scalar_one() == 1

@@ -15,7 +15,14 @@ from psycopg.errors import (
 )
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pipeline.errors import Unavailable
@@ -85,49 +92,77 @@ class Database:
         )
 
         @event.listens_for(self.engine, "do_connect")
-        def connect(_dialect: Any, _record: Any, words: Any, names: Any) -> _Impatient:
-            connection = _Impatient.connect(*words, **names)
+        def connect(_dialect: Any, _record: Any, words: Any, names: Any) -> _Connection:
+            connection = _Connection.connect(*words, **names)
             connection.patience_s = patience_s + _SILENCE_S
             return connection
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        try:
-            with self.engine.begin() as connection:
+        with _translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def statement(self) -> Iterator[Connection]:
+        """
+        One statement, which is a transaction by itself: all of it is done, or nothing. A second one is refused.
+
+        It is committed when its answer comes, whatever the block does then, and costs one journey to the server where
+        a transaction costs three.
+        """
+        with _translated(), self.engine.connect() as connection:
+            raw = connection.connection.driver_connection
+            assert isinstance(raw, _Connection)
+            raw.begin_alone()
+            try:
                 yield connection
-        except PoolTimeout:
-            raise Unavailable("The database has no free connection.") from None
-        except (OperationalError, InterfaceError, InternalError) as error:  # internal: read-only after a failover
-            raise Unavailable(f"The database cannot be reached ({_name(error)}).") from None
-        except IntegrityError as error:
-            if isinstance(error.orig, UniqueViolation):  # two had the same news at once: the loser looks again
-                raise Unavailable("Another transaction was first.") from None
-            raise
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise Unavailable(f"The connection to the database was lost ({_name(error)}).") from None
-            if isinstance(error.orig, FeatureNotSupported):  # a prepared statement's; it is prepared anew
-                raise Unavailable(f"The database's schema was just changed ({_name(error)}).") from None
-            if isinstance(error.orig, UndefinedTable | UndefinedColumn):
-                why = "The database's schema is older than this code: run `pipeline migrate`"
-                raise Unavailable(f"{why} ({_name(error)}).") from None
-            raise
+            except NotSupportedError:  # what was prepared fits no more; a rollback would have it forgotten
+                connection.invalidate()
+                raise
+            finally:
+                if not raw.end_alone():
+                    connection.invalidate()
 
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
 
 
-class _Impatient(psycopg.Connection[Any]):
-    """
-    A connection that gives up a silent server.
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Have what may pass be Unavailable; everything else stays as it is."""
+    try:
+        yield
+    except PoolTimeout:
+        raise Unavailable("The database has no free connection.") from None
+    except (OperationalError, InterfaceError, InternalError) as error:  # internal: read-only after a failover
+        raise Unavailable(f"The database cannot be reached ({_name(error)}).") from None
+    except IntegrityError as error:
+        if isinstance(error.orig, UniqueViolation):  # two had the same news at once: the loser looks again
+            raise Unavailable("Another transaction was first.") from None
+        raise
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise Unavailable(f"The connection to the database was lost ({_name(error)}).") from None
+        if isinstance(error.orig, FeatureNotSupported):  # a prepared statement's; it is prepared anew
+            raise Unavailable(f"The database's schema was just changed ({_name(error)}).") from None
+        if isinstance(error.orig, UndefinedTable | UndefinedColumn):
+            why = "The database's schema is older than this code: run `pipeline migrate`"
+            raise Unavailable(f"{why} ({_name(error)}).") from None
+        raise
 
-    Neither the server's timeouts nor TCP's see one that is frozen, or forgotten by a balancer that still answers
+
+class _Connection(psycopg.Connection[Any]):
+    """
+    A connection that gives up a silent server, and can be given out for one statement.
+
+    Neither the server's timeouts nor TCP's see a server that is frozen, or forgotten by a balancer that still answers
     for it: without this, whoever asks it waits for ever.
     """
 
     patience_s = PATIENCE_S + _SILENCE_S
+    _left: int | None = None  # statements that may still be sent; None: any number
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait for an answer, as every statement, COMMIT and ROLLBACK does."""
@@ -138,6 +173,27 @@ class _Impatient(psycopg.Connection[Any]):
                 raise
             self.close()  # should the answer still come, nobody may take it for that of another question
             raise ConnectionTimeout("The server did not answer in time.") from error
+
+    def begin_alone(self) -> None:
+        """Take one statement, and commit it, from now on."""
+        self.autocommit = True
+        self._left = 1
+
+    def end_alone(self) -> bool:
+        """Be as before. False: it is closed, or in the midst of something."""
+        self._left = None
+        if self.pgconn.transaction_status != TransactionStatus.IDLE:
+            return False
+        self.autocommit = False
+        return True
+
+    def cursor(self, *words: Any, **names: Any) -> Any:
+        """A cursor, as there is one for every statement."""
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:  # it would be committed apart from the first
+                raise psycopg.ProgrammingError("Only one statement may be sent here: this needs a transaction.")
+        return super().cursor(*words, **names)
 
 
 def _name(error: DBAPIError) -> str:
