@@ -92,7 +92,7 @@ class Archiver:
         self._more = free <= 0
         if self._more:
             return None  # the next that ends wakes us
-        with self._rt.db.transaction() as tx:
+        with self._rt.db.statement() as tx:
             claimed = assets.claim(tx, worker_id=self._worker_id, at_most=free, lease_s=LEASE_S)
         self._more = len(claimed) == free
         with self._changed:

@@ -101,7 +101,7 @@ class Notifier:
         if at_most <= 0 or self._stopping:
             return None
         operator_url = self._rt.settings.operator_callback_url
-        with self._rt.db.transaction() as tx:
+        with self._rt.db.statement() as tx:
             claim = notifications.claim(
                 tx,
                 worker_id=self._worker_id,
@@ -112,13 +112,21 @@ class Notifier:
                 probe_s=PROBE_S,
                 operator_url=operator_url,
             )
-            if claim.strangers:
+        if claim.strangers:
+            with self._rt.db.statement() as tx:
                 notifications.address(tx, operator_url=operator_url)
-            jobs = reading.those(tx, sorted({one.job_id for one in claim.messages if one.job_id}))
-        self._begin(claim.messages, {row.id: views.job(row, self._rt.settings.public_url) for row in jobs})
+        self._begin(claim.messages, self._jobs_of(claim.messages))
         if claim.strangers or len(claim.messages) == at_most:
             return 0.0
         return SOON_S if time.monotonic() < self._retry_until else None
+
+    def _jobs_of(self, messages: Sequence[Message]) -> dict[UUID, dict[str, Any]]:
+        """The jobs they tell of, as doors show them."""
+        ids = sorted({one.job_id for one in messages if one.job_id})
+        if not ids:
+            return {}
+        with self._rt.db.statement() as tx:
+            return {row.id: views.job(row, self._rt.settings.public_url) for row in reading.those(tx, ids)}
 
     def finish(self, wait_s: float) -> None:
         """Wait up to *wait_s* seconds for the answers to what was begun."""

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, literal_column, select, text
+from sqlalchemy import ARRAY, Connection, Uuid, any_, bindparam, func, literal_column, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from pipeline.standing import Around
@@ -66,7 +66,8 @@ def job_of_task(tx: Connection, prediction_id: str) -> UUID | None:
 
 def those(tx: Connection, job_ids: Sequence[UUID]) -> list[Any]:
     """These jobs, in this order."""
-    query = select(*_JOB).join(ServiceRow, ServiceRow.id == JobRow.service_id).where(JobRow.id.in_(job_ids))
+    wanted = any_(bindparam("ids", list(job_ids), ARRAY(Uuid)))  # one statement, however many: it is prepared once
+    query = select(*_JOB).join(ServiceRow, ServiceRow.id == JobRow.service_id).where(JobRow.id == wanted)
     found = {row.id: row for row in tx.execute(query)}
     return [found[job_id] for job_id in job_ids if job_id in found]
 
