@@ -994,10 +994,14 @@ def test_a_callback_that_reveals_a_double_charge_costs_little_more(
     assert len(sent) <= 7, sent
 
 
-def test_a_callback_wakes_whoever_waits_for_its_place(rt: Runtime, caller: Caller) -> None:
-    """A place at the provider came free: the next job need not wait for the sweep."""
+@pytest.mark.parametrize(("archive_url", "kind"), [("", "archive"), ("off", "submit")])
+def test_a_callback_wakes_whoever_waits_for_its_place_by_one_message(
+    rt: Runtime, caller: Caller, archive_url: str, kind: str
+) -> None:
+    """A place at the provider came free: who comes for the files looks for the next job, too (`pipeline.tasks`)."""
     nudges: list[str] = []
-    client = create_app(Runtime(rt.settings, rt.db, lambda *kinds: nudges.extend(kinds))).test_client()
+    settings = rt.settings.model_copy(update={"archive_url": archive_url})
+    client = create_app(Runtime(settings, rt.db, lambda *kinds: nudges.extend(kinds))).test_client()
     job = processing(rt, caller.service)
     queued(rt, caller.service)
     body = encoded(prediction(job))
@@ -1005,4 +1009,4 @@ def test_a_callback_wakes_whoever_waits_for_its_place(rt: Runtime, caller: Calle
     answer = client.post(f"/webhooks/wavespeed/{job.token}", data=body, headers=signed(WEBHOOK_SECRET, body))
 
     assert answer.status_code == 204
-    assert "submit" in nudges
+    assert nudges == [kind]

@@ -1,0 +1,114 @@
+"""The benchmarks: their arithmetic, and that every case works. What they measure is told elsewhere, never asserted."""
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cases, machine, report, targets
+from benchmarks.harness import Case, Plan, Result, Side, run
+from benchmarks.targets import Target
+from tests.commands import pipeline
+
+ROOT = Path(__file__).parents[1]
+
+
+def counting(order: list[str]) -> Case:
+    """A case whose floor takes 10, 11, 12 … and ours twice that."""
+
+    @contextmanager
+    def sides(plan: Plan) -> Iterator[Mapping[str, Side]]:
+        numbers = {name: itertools.count(10) for name in ("the floor", "ours")}
+
+        def side(name: str, times: int) -> Side:
+            def once() -> Mapping[str, float]:
+                order.append(name)
+                return {"ms": times * next(numbers[name])}
+
+            return once
+
+        yield {"the floor": side("the floor", 1), "ours": side("ours", 2)}
+        order.append("closed")
+
+    return Case("counting", "Counts.", sides, baseline="the floor")
+
+
+def test_sides_take_turns_and_every_second_turn_goes_backwards() -> None:
+    """What else the machine does meets all of them, and none always follows the same one."""
+    order: list[str] = []
+    run(counting(order), Plan(times=3))
+    assert order == ["the floor", "ours", "ours", "the floor", "the floor", "ours", "closed"]
+
+
+def test_a_result_has_each_median_its_spread_and_its_share_of_the_baseline() -> None:
+    """The ratio is that of the medians; the baseline has none."""
+    result = run(counting([]), Plan(times=5))
+    floor, ours = result.rows()
+
+    assert (floor.side, floor.median, floor.spread, floor.ratio) == ("the floor", 12.0, (10.0, 14.0), None)
+    assert (ours.side, ours.median, ours.spread, ours.ratio) == ("ours", 24.0, (20.0, 28.0), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "more_is_better", "word"),
+    [(4.9, True, "short"), (5.0, True, "met"), (20.0, True, "aim"), (21.0, False, "short"), (5.0, False, "aim")],
+)
+def test_a_target_is_reached_as_aimed_at_or_just_met_or_fallen_short_of(
+    value: float, more_is_better: bool, word: str
+) -> None:
+    """For what should be little, at least means at most."""
+    bounds = (5.0, 20.0) if more_is_better else (20.0, 5.0)
+    target = Target("x", targets.figure("a", "b", "c"), *bounds, more_is_better=more_is_better)
+    assert target.verdict(value) == word
+
+
+def test_every_target_reads_a_figure_that_its_case_gives(smoke: Mapping[str, Result]) -> None:
+    """A renamed side would silently be no target any more."""
+    measured = {one.target.measure for one in targets.judged(smoke)}
+    assert measured == {target.measure for target in targets.TARGETS}
+
+
+def test_what_is_saved_can_be_read_again_and_other_cases_stay(tmp_path: Path) -> None:
+    """An hour of measuring is not lost by measuring one case again."""
+    result = run(counting([]), Plan(times=2))
+    report.save(tmp_path, {"counting": result}, machine.facts())
+    report.save(tmp_path, {"other": replace(result, case="other")}, machine.facts())
+
+    assert report.read(tmp_path)["counting"].samples == result.samples
+    assert "## counting" in (tmp_path / "results.md").read_text()
+    assert "## other" in (tmp_path / "results.md").read_text()
+
+
+def test_a_case_that_is_none_is_named_and_the_others_are_listed() -> None:
+    """Nothing is begun."""
+    said = pipeline("bench", "receiver", "reciever", ok=1)
+    assert "reciever" in said.err
+    assert all(name in said.err for name in cases.NAMES)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Result]:
+    """Every case, as little of it as works, by the command that users type."""
+    folder = tmp_path_factory.mktemp("bench")
+    argv = [sys.executable, "-m", "pipeline", "bench", "--smoke", "--save", str(folder)]
+    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert (folder / "sizes.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "results.json").read_text()).keys() == set(cases.NAMES)
+    return report.read(folder)
+
+
+@pytest.mark.xdist_group("bench")
+@pytest.mark.parametrize("name", cases.NAMES)
+def test_each_case_gives_its_figures_for_each_of_its_sides(smoke: Mapping[str, Result], name: str) -> None:
+    """On a real stack each, with real servers; the baseline is one of the sides."""
+    result = smoke[name]
+    assert result.samples
+    assert result.baseline is None or result.baseline in result.samples
+    assert all(value >= 0 for figures in result.samples.values() for each in figures.values() for value in each)
