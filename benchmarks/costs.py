@@ -1,7 +1,7 @@
 """
 What a running stack uses: CPU by program, SQL statements, WAL, Celery messages, calls at the provider, memory.
 
-Statements are counted by Postgres itself (pg_stat_statements), BEGIN and COMMIT apart from the others; messages by
+Statements are counted by Postgres itself (pg_stat_statements), BEGIN and COMMIT among them; messages by
 Valkey, as the pushes to its lists.
 """
 
@@ -52,8 +52,8 @@ class Reading:
             "CPU ms/job, web + worker + beat": 1000 * ours / jobs,
             "CPU ms/job, Postgres": 1000 * self.cpu_s.get("postgres", 0.0) / jobs,
             "CPU ms/job, all": 1000 * sum(self.cpu_s.values()) / jobs,
-            "SQL statements/job": self.statements / jobs,
-            "BEGIN and COMMIT/job": self.bookends / jobs,
+            "SQL statements/job": (self.statements + self.bookends) / jobs,
+            "of these BEGIN and COMMIT/job": self.bookends / jobs,
             "Celery messages/job": self.messages / jobs,
             "WAL KB/job": self.wal_bytes / 1000 / jobs,
         }

@@ -63,7 +63,110 @@ def ratio(case: str, side: str, other: str, name: str) -> Callable[[Results], fl
     return read
 
 
-TARGETS: tuple[Target, ...] = ()
+def best_of(case: str, sides: tuple[str, ...], name: str) -> Callable[[Results], float | None]:
+    """The highest median of one figure over several sides."""
+
+    def read(results: Results) -> float | None:
+        found = [results[case].median(side, name) for side in sides] if case in results else []
+        return max((value for value in found if value is not None), default=None)
+
+    return read
+
+
+def _against_polling(results: Results) -> float | None:
+    polling = best_of("instead", tuple(f"Celery + SDK, {pool}, {_WAIT}" for pool in _POOLS), "jobs/s")(results)
+    ours = figure("instead", f"ours, {_WAIT}", "jobs/s")(results)
+    return ours / polling if ours is not None and polling else None
+
+
+_POOLS = ("prefork", "threads", "gevent")
+_WAIT = "5 s"
+_ALL = "settled, archived, notified"
+_LARGE, _SMALL = "10,000,000 jobs", "10,000 jobs"
+
+TARGETS = (
+    Target("receiver against a minimal one, saturation", ratio("receiver", "ours", "minimal", "requests/s"), 0.75, 0.9),
+    Target(
+        "receiver, p99 at 200/s",
+        figure("receiver", "ours", "p99 ms at 200/s"),
+        50,
+        25,
+        more_is_better=False,
+        unit=" ms",
+    ),
+    Target("end to end, settled by webhooks", figure("pipeline", "settled", "jobs/s"), 250, 450, unit=" jobs/s"),
+    Target(
+        "the same, files of 100 KB archived and callers told",
+        figure("pipeline", _ALL, "jobs/s"),
+        80,
+        150,
+        unit=" jobs/s",
+    ),
+    Target("against Celery and the SDK's polling, 5 s a generation, equal memory", _against_polling, 5, 20, unit=" ×"),
+    Target(
+        "due → POST at 20 jobs/s, p50",
+        figure("latency", "20 jobs/s", "due → POST, p50 ms"),
+        20,
+        10,
+        more_is_better=False,
+        unit=" ms",
+    ),
+    Target(
+        "due → POST at 20 jobs/s, p95",
+        figure("latency", "20 jobs/s", "due → POST, p95 ms"),
+        50,
+        25,
+        more_is_better=False,
+        unit=" ms",
+    ),
+    Target(
+        "enqueued by batches over HTTP",
+        figure("enqueue", "batch of 10,000 over HTTP", "jobs/s"),
+        5_000,
+        15_000,
+        unit="/s",
+    ),
+    Target(
+        "claim of 50 at 10 million rows against 10 thousand",
+        ratio("sizes", _LARGE, _SMALL, "claim of 50 ms"),
+        1.5,
+        1.1,
+        more_is_better=False,
+        unit=" ×",
+    ),
+    Target(
+        "Celery messages a job under load",
+        figure("pipeline", _ALL, "Celery messages/job"),
+        0.5,
+        0.1,
+        more_is_better=False,
+    ),
+    Target(
+        "SQL statements a job, BEGIN and COMMIT too, enqueued to notified",
+        figure("pipeline", _ALL, "SQL statements/job"),
+        8,
+        5,
+        more_is_better=False,
+    ),
+    Target(
+        "polls a job with healthy webhooks",
+        figure("pipeline", _ALL, "polls/job"),
+        0.05,
+        0,
+        more_is_better=False,
+    ),
+    *(
+        Target(
+            f"memory under load (PSS): {line}",
+            figure("memory", "under load", f"PSS MB, {line}"),
+            at_most,
+            aim,
+            more_is_better=False,
+            unit=" MB",
+        )
+        for line, at_most, aim in (("web", 200, 120), ("worker", 250, 150), ("beat", 100, 70))
+    ),
+)
 
 
 def judged(results: Results) -> Iterator[Verdict]:

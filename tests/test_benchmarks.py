@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,10 @@ import pytest
 from benchmarks import cases, machine, report, targets
 from benchmarks.harness import Case, Plan, Result, Side, run
 from benchmarks.targets import Target
-from tests.commands import pipeline
+from tests.commands import command
 
 ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "benchmarks" / "results"
 
 
 def counting(order: list[str]) -> Case:
@@ -68,10 +70,23 @@ def test_a_target_is_reached_as_aimed_at_or_just_met_or_fallen_short_of(
     assert target.verdict(value) == word
 
 
-def test_every_target_reads_a_figure_that_its_case_gives(smoke: Mapping[str, Result]) -> None:
-    """A renamed side would silently be no target any more."""
-    measured = {one.target.measure for one in targets.judged(smoke)}
+def test_every_target_is_judged_by_the_results_that_are_kept() -> None:
+    """A side or a figure that was renamed would silently be no target any more."""
+    measured = {one.target.measure for one in targets.judged(report.read(KEPT))}
     assert measured == {target.measure for target in targets.TARGETS}
+
+
+@pytest.mark.parametrize("page", ["README.md", "pipeline/docs/speed.md"])
+def test_what_is_told_of_the_speed_is_what_was_measured(page: str) -> None:
+    """Line by line: nobody has to believe a table that was typed."""
+    told = (ROOT / page).read_text().splitlines()
+    assert [line for line in report.asked(report.read(KEPT)) if line not in told] == []
+
+
+def test_the_whole_tables_stand_in_the_documentation() -> None:
+    """Each case with all its figures."""
+    told = (ROOT / "pipeline/docs/speed.md").read_text()
+    assert [name for name, result in report.read(KEPT).items() if "\n".join(report.table(result)) not in told] == []
 
 
 def test_what_is_saved_can_be_read_again_and_other_cases_stay(tmp_path: Path) -> None:
@@ -87,9 +102,10 @@ def test_what_is_saved_can_be_read_again_and_other_cases_stay(tmp_path: Path) ->
 
 def test_a_case_that_is_none_is_named_and_the_others_are_listed() -> None:
     """Nothing is begun."""
-    said = pipeline("bench", "receiver", "reciever", ok=1)
-    assert "reciever" in said.err
-    assert all(name in said.err for name in cases.NAMES)
+    done = command(os.environ, "bench", "receiver", "reciever")
+    assert done.returncode == 1
+    assert "reciever" in done.stderr
+    assert all(name in done.stderr for name in cases.NAMES)
 
 
 @pytest.fixture(scope="module")
