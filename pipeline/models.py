@@ -16,11 +16,9 @@ from functools import cached_property, lru_cache
 from heapq import nlargest
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
 from pipeline import schemas
 from pipeline.errors import FieldError
-from pipeline.schemas import Schema
+from pipeline.schemas import Compiled, Schema
 
 OURS = frozenset({"enable_base64_output", "enable_sync_mode"})
 """
@@ -99,7 +97,7 @@ class Catalogue:
         self._listings = {one.id: one for one in listings}
         self._names = tuple(one.id for one in self._listings.values() if not one.withdrawn)
         self._allow_unlisted = allow_unlisted
-        self._validators: dict[str, Draft202012Validator] = dict(_VALIDATORS)
+        self._validators: dict[str, Compiled] = dict(_VALIDATORS)
         self._nearest = lru_cache(maxsize=1000)(self._compare)
 
     @property
@@ -172,7 +170,7 @@ class Catalogue:
                 index[part].append(name)
         return index
 
-    def _validator(self, model: str) -> Draft202012Validator:
+    def _validator(self, model: str) -> Compiled:
         if found := self._validators.get(model):
             return found
         listing = self._listings.get(model)
@@ -188,7 +186,7 @@ def _trigrams(name: str) -> set[str]:
     return {padded[at : at + 3] for at in range(len(padded) - 2)}
 
 
-def _validator_of(listing: Listing) -> Draft202012Validator:
+def _validator_of(listing: Listing) -> Compiled:
     try:
         schema = schemas.sound(json.loads(listing.schema or "null"))
     except (ValueError, RecursionError):

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
-from pipeline import schemas
+from pipeline import fitting, schemas
 
 
 def said(schema: object, value: dict[str, Any]) -> dict[str, str]:
@@ -143,3 +144,64 @@ def test_no_schema_and_no_input_can_make_a_check_raise(properties: Any, value: d
     sound = schemas.sound({"properties": {"x": properties, "prompt": properties}, "$defs": {"x": properties}})
     assert sound is not None
     assert len(schemas.problems(schemas.compiled(sound), value, "input")) <= schemas.MAX_ERRORS
+
+
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 3)
+    | st.sampled_from([0.0, 1.0, 1.5, 1e300])
+    | st.text("a \n", max_size=3)
+)
+NAMES = st.sampled_from("abc")
+COUNTS = st.integers(0, 3)
+BOUNDS = st.integers(-1, 2) | st.sampled_from([0.5, 1.0])
+KINDS = st.sampled_from(["array", "boolean", "integer", "null", "number", "object", "string"])
+SCHEMAS: st.SearchStrategy[Any] = st.recursive(
+    st.booleans() | st.just({}),
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            "type": KINDS | st.lists(KINDS, min_size=1, max_size=3),
+            "properties": st.dictionaries(NAMES, inner, max_size=3),
+            "additionalProperties": st.just(False),
+            "required": st.lists(NAMES, max_size=2),
+            "items": inner,
+            "enum": st.lists(PLAIN, min_size=1, max_size=4),
+            "const": PLAIN,
+            "anyOf": st.lists(inner, min_size=1, max_size=3),
+            "allOf": st.lists(inner, min_size=1, max_size=2),
+            "pattern": st.just(r"\S"),
+            **dict.fromkeys(["minLength", "maxLength", "minItems", "maxItems"], COUNTS),
+            **dict.fromkeys(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"], BOUNDS),
+        },
+    ),
+    max_leaves=8,
+)
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=8
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SCHEMAS, VALUES)
+def test_what_is_told_quickly_is_what_jsonschema_says(schema: Any, value: Any) -> None:
+    """The quick look decides what is paid for: it may not be milder; and were it stricter, it would be in vain."""
+    assert fitting.of(schema)(value) == Draft202012Validator(schema).is_valid(value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"enum": [[1], {"a": 1}]}, [True]),
+        ({"enum": [[1], {"a": 1}]}, {"a": True}),
+        ({"not": {}}, 1),
+        ({"additionalProperties": {"type": "string"}}, {"a": 1}),
+        ({"properties": {"a": {"multipleOf": 2}}}, {"a": 1}),
+        ({"minimum": 1}, float("nan")),
+    ],
+    ids=["list", "object", "not", "schema of others", "nested", "not a number"],
+)
+def test_what_is_not_known_is_no_fit(schema: dict[str, Any], value: object) -> None:
+    """Then jsonschema is asked."""
+    assert not fitting.of(schema)(value)
