@@ -69,6 +69,8 @@ def name_problem(model: str) -> str | None:
 
 def split(model_input: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Separate what is sent to the provider from the options that we honour ourselves."""
+    if OURS.isdisjoint(model_input):
+        return dict(model_input), {}
     sent = {name: value for name, value in model_input.items() if name not in OURS}
     return sent, {name: value for name, value in model_input.items() if name in OURS}
 
@@ -136,7 +138,7 @@ class Catalogue:
             return [FieldError("model", wrong)]
         if self.known and not self._allow_unlisted and not self.lists(model):
             return [FieldError("model", self._refusal(model))]
-        sent, ours = split(model_input) if OURS.intersection(model_input) else (model_input, {})
+        sent, ours = split(model_input)
         found = [
             FieldError(f"input.{name}", "Must be of type boolean.")
             for name, value in ours.items()
