@@ -27,6 +27,7 @@ convert our copy; and a submit that waits for its result would only tie up a req
 """
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)+", re.ASCII)
+_NO_ID = "Must be a model's id, such as openai/dall-e-2."
 _RESERVED = frozenset(
     {"predictions", "model", "models", "billings", "balance", "media", "webhook", "user", "account", "upload"}
 )
@@ -57,8 +58,13 @@ _LOOSE = schemas.compiled(_SHAPELESS)
 
 def name_problem(model: str) -> str | None:
     """What is wrong with a model's name, in words; None when it may stand in the path of a paid request."""
-    if len(model) > 200 or not _NAME.fullmatch(model):
-        return "Must be a model's id, such as openai/dall-e-2."
+    return _NO_ID if len(model) > 200 else _name_problem(model)
+
+
+@lru_cache(maxsize=1000)
+def _name_problem(model: str) -> str | None:
+    if not _NAME.fullmatch(model):
+        return _NO_ID
     first, *_, last = model.lower().split("/")
     if first in _RESERVED:
         return "Is an endpoint of the provider's, not a model."

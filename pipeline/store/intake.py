@@ -104,7 +104,7 @@ def add(tx: Connection, jobs: Sequence[NewJob], *, however_old: bool = False) ->
         }
         rows.append({name: value for name, value in row.items() if value})  # the statement knows what is left out
     parameters = {"jobs": json.dumps(rows), "however_old": however_old, "fresh_s": FRESH_S}
-    return [Stored(*row) for row in tx.execute(_INSERT, parameters)]
+    return [Stored(*row) for row in tx.execute(_INSERT, parameters).all()]
 
 
 def add_once(
