@@ -16,11 +16,9 @@ from functools import cached_property, lru_cache
 from heapq import nlargest
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
 from pipeline import schemas
 from pipeline.errors import FieldError
-from pipeline.schemas import Schema
+from pipeline.schemas import Compiled, Schema
 
 OURS = frozenset({"enable_base64_output", "enable_sync_mode"})
 """
@@ -29,6 +27,7 @@ convert our copy; and a submit that waits for its result would only tie up a req
 """
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)+", re.ASCII)
+_NO_ID = "Must be a model's id, such as openai/dall-e-2."
 _RESERVED = frozenset(
     {"predictions", "model", "models", "billings", "balance", "media", "webhook", "user", "account", "upload"}
 )
@@ -59,8 +58,13 @@ _LOOSE = schemas.compiled(_SHAPELESS)
 
 def name_problem(model: str) -> str | None:
     """What is wrong with a model's name, in words; None when it may stand in the path of a paid request."""
-    if len(model) > 200 or not _NAME.fullmatch(model):
-        return "Must be a model's id, such as openai/dall-e-2."
+    return _NO_ID if len(model) > 200 else _name_problem(model)
+
+
+@lru_cache(maxsize=1000)
+def _name_problem(model: str) -> str | None:
+    if not _NAME.fullmatch(model):
+        return _NO_ID
     first, *_, last = model.lower().split("/")
     if first in _RESERVED:
         return "Is an endpoint of the provider's, not a model."
@@ -71,6 +75,8 @@ def name_problem(model: str) -> str | None:
 
 def split(model_input: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Separate what is sent to the provider from the options that we honour ourselves."""
+    if OURS.isdisjoint(model_input):
+        return dict(model_input), {}
     sent = {name: value for name, value in model_input.items() if name not in OURS}
     return sent, {name: value for name, value in model_input.items() if name in OURS}
 
@@ -99,7 +105,7 @@ class Catalogue:
         self._listings = {one.id: one for one in listings}
         self._names = tuple(one.id for one in self._listings.values() if not one.withdrawn)
         self._allow_unlisted = allow_unlisted
-        self._validators: dict[str, Draft202012Validator] = dict(_VALIDATORS)
+        self._validators: dict[str, Compiled] = dict(_VALIDATORS)
         self._nearest = lru_cache(maxsize=1000)(self._compare)
 
     @property
@@ -138,7 +144,7 @@ class Catalogue:
             return [FieldError("model", wrong)]
         if self.known and not self._allow_unlisted and not self.lists(model):
             return [FieldError("model", self._refusal(model))]
-        sent, ours = split(model_input) if OURS.intersection(model_input) else (model_input, {})
+        sent, ours = split(model_input)
         found = [
             FieldError(f"input.{name}", "Must be of type boolean.")
             for name, value in ours.items()
@@ -172,7 +178,7 @@ class Catalogue:
                 index[part].append(name)
         return index
 
-    def _validator(self, model: str) -> Draft202012Validator:
+    def _validator(self, model: str) -> Compiled:
         if found := self._validators.get(model):
             return found
         listing = self._listings.get(model)
@@ -188,7 +194,7 @@ def _trigrams(name: str) -> set[str]:
     return {padded[at : at + 3] for at in range(len(padded) - 2)}
 
 
-def _validator_of(listing: Listing) -> Draft202012Validator:
+def _validator_of(listing: Listing) -> Compiled:
     try:
         schema = schemas.sound(json.loads(listing.schema or "null"))
     except (ValueError, RecursionError):

@@ -19,6 +19,7 @@ ODD_AMOUNT = "{!r} is not an amount in US dollars, such as 0.12."
 
 _AMOUNT = re.compile(r"\d{1,6}(\.\d{1,6})?", re.ASCII)
 
+_NOTHING = hashlib.sha256(b"{}").digest()
 _NEVER_MATTER = frozenset({"prompt", "negative_prompt", "seed"})
 _PICTURES = frozenset({"image", "images", "mask", "mask_image", "image_url", "image_urls"})
 
@@ -30,7 +31,10 @@ def amount(text: str) -> Decimal | None:
 
 def key(model_input: Mapping[str, Any]) -> bytes:
     """Equal for inputs of one model that cost the same, 32 bytes."""
-    canonical = json.dumps(_what_matters(model_input), sort_keys=True, separators=(",", ":"))
+    matters = _what_matters(model_input)
+    if not matters:
+        return _NOTHING
+    canonical = json.dumps(matters, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).digest()
 
 

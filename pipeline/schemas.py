@@ -7,12 +7,14 @@ What is left out is not checked here; the provider checks it too, and a refusal 
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from pipeline import fitting
 from pipeline.errors import FieldError
 
 Schema = Mapping[str, Any]
@@ -145,14 +147,25 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def compiled(schema: Schema) -> Draft202012Validator:
-    """A validator, for any number of inputs and threads."""
-    return Draft202012Validator(schema)
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A schema made ready, for any number of inputs and threads."""
+
+    fits: fitting.Fits
+    validator: Draft202012Validator
 
 
-def problems(validator: Draft202012Validator, value: Mapping[str, Any], path: str) -> list[FieldError]:
+def compiled(schema: Schema) -> Compiled:
+    """Make a schema ready to be used."""
+    return Compiled(fitting.of(schema), Draft202012Validator(schema))
+
+
+def problems(compiled: Compiled, value: Mapping[str, Any], path: str) -> list[FieldError]:
     """What is wrong with *value*, which stands at *path*: one entry a field, named as the schema does; shows none."""
-    found = [error for one in islice(validator.iter_errors(value), MAX_ERRORS) for error in _field_errors(one, path)]
+    if compiled.fits(value):
+        return []
+    errors = islice(compiled.validator.iter_errors(value), MAX_ERRORS)
+    found = [error for one in errors for error in _field_errors(one, path)]
     return list(dict.fromkeys(found))[:MAX_ERRORS]
 
 

@@ -5,10 +5,11 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
-from pipeline import schemas
+from pipeline import fitting, schemas
 
 
 def said(schema: object, value: dict[str, Any]) -> dict[str, str]:
@@ -143,3 +144,72 @@ def test_no_schema_and_no_input_can_make_a_check_raise(properties: Any, value: d
     sound = schemas.sound({"properties": {"x": properties, "prompt": properties}, "$defs": {"x": properties}})
     assert sound is not None
     assert len(schemas.problems(schemas.compiled(sound), value, "input")) <= schemas.MAX_ERRORS
+
+
+NUMBERS = st.sampled_from([-1, 0, 1, 2, 0.0, 1.0, 1.5, 1e300])
+PLAIN = st.none() | st.booleans() | NUMBERS | st.text("a \n", max_size=3)
+NAMES = st.sampled_from("abc")
+KINDS = st.sampled_from(["array", "boolean", "integer", "null", "number", "object", "string"])
+OF_PLAIN_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "type": KINDS | st.lists(KINDS, min_size=1, max_size=3),
+    "enum": st.lists(PLAIN, min_size=1, max_size=4),
+    "const": PLAIN,
+    "pattern": st.just(r"\S"),
+    **dict.fromkeys(["minLength", "maxLength"], st.integers(0, 3)),
+    **dict.fromkeys(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"], NUMBERS),
+}
+SIMPLE = st.one_of([st.fixed_dictionaries({name: wanted}) for name, wanted in OF_PLAIN_VALUES.items()])
+SCHEMAS: st.SearchStrategy[Any] = st.recursive(
+    st.booleans() | SIMPLE,
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            **OF_PLAIN_VALUES,
+            "properties": st.dictionaries(NAMES, inner, max_size=3),
+            "additionalProperties": st.just(False),
+            "required": st.lists(NAMES, max_size=2),
+            "items": inner,
+            "anyOf": st.lists(inner, min_size=1, max_size=3),
+            "allOf": st.lists(inner, min_size=1, max_size=2),
+            **dict.fromkeys(["minItems", "maxItems"], st.integers(0, 3)),
+        },
+    ),
+    max_leaves=8,
+)
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=8
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SIMPLE, PLAIN)
+@example({"enum": [1]}, True)
+@example({"const": False}, 0)
+@example({"type": "integer"}, 1.0)
+def test_a_plain_value_is_judged_as_jsonschema_judges_it(schema: Any, value: Any) -> None:
+    """The quick look decides what is paid for: it may not be milder; and were it stricter, it would be in vain."""
+    assert fitting.of(schema)(value) == Draft202012Validator(schema).is_valid(value)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SCHEMAS, VALUES)
+def test_a_nested_value_is_judged_as_jsonschema_judges_it(schema: Any, value: Any) -> None:
+    """However it is nested."""
+    assert fitting.of(schema)(value) == Draft202012Validator(schema).is_valid(value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"enum": [[1], {"a": 1}]}, [True]),
+        ({"enum": [[1], {"a": 1}]}, {"a": True}),
+        ({"not": {}}, 1),
+        ({"additionalProperties": {"type": "string"}}, {"a": 1}),
+        ({"properties": {"a": {"multipleOf": 2}}}, {"a": 1}),
+        ({"minimum": 1}, float("nan")),
+    ],
+    ids=["list", "object", "not", "schema of others", "nested", "not a number"],
+)
+def test_what_is_not_known_is_no_fit(schema: dict[str, Any], value: object) -> None:
+    """Then jsonschema is asked."""
+    assert not fitting.of(schema)(value)

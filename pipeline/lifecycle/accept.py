@@ -60,6 +60,7 @@ _MAX_DEPTH = 32
 _MAX_URL = 2000
 _PLAIN = re.compile(r"[\x21-\x7e]+")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_ODD_ESCAPE = re.compile(r"\\u(0000|d[89a-f])")
 _KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
 
 Seconds = Annotated[StrictFloat, Field(ge=1, le=MAX_DEADLINE_S)]  # takes whole numbers too
@@ -130,6 +131,14 @@ def _no_constants(name: str) -> None:
 _JSON = json.JSONDecoder(parse_constant=_no_constants)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
+
+
+def canonical(value: Any) -> str:
+    """JSON in ASCII, equal for values that mean the same, whatever the order of their fields."""
+    return _CANONICAL.encode(value)
+
+
 def decode(body: bytes) -> Any:
     """
     The JSON value in *body*, of whatever kind.
@@ -171,14 +180,16 @@ def _accepted_before(rt: Runtime, service: Service, value: Any, key: str | None)
         return intake.named(tx, service.id, {str(key): meant}).get(str(key))
 
 
-def check(value: Any, *, default_model: str, catalogue: Catalogue) -> JobRequest:
+def check(value: Any, *, default_model: str, catalogue: Catalogue, looked_at: bool = False) -> JobRequest:
     """
     Check one request, its model input too, before anything is stored or paid. *catalogue* is `rt.catalogue()`.
+
+    *looked_at*: it is known to be `storable`.
 
     Raises:
         InvalidInput: Its `errors` name every wrong field.
     """
-    request = shaped(value)
+    request = shaped(value, looked_at=looked_at)
     if request.run_at and request.run_at > datetime.now(UTC) + MAX_DELAY:
         raise InvalidInput(errors=[FieldError("run_at", "Must be at most 366 days from now.")])
     if errors := catalogue.problems(request.model or default_model, request.input):
@@ -186,16 +197,16 @@ def check(value: Any, *, default_model: str, catalogue: Catalogue) -> JobRequest
     return request
 
 
-def shaped(value: Any) -> JobRequest:
+def shaped(value: Any, *, looked_at: bool = False) -> JobRequest:
     """
-    Read a request whose fields are of the right kinds; what they name may not exist.
+    Read a request whose fields are of the right kinds; what they name may not exist. *looked_at*: it is `storable`.
 
     Raises:
         InvalidInput: As `check` does.
     """
     if not isinstance(value, dict):
         raise InvalidInput("A job is a JSON object.", errors=[FieldError("", "Send an object with the field input.")])
-    if unstorable := _unstorable(value):
+    if not looked_at and (unstorable := _unstorable(value)):
         raise InvalidInput(errors=unstorable)
     try:
         return JobRequest.model_validate(value)
@@ -372,8 +383,7 @@ def fingerprint(request: JobRequest) -> bytes:
     for name in ("callback_url", "callback_task"):  # younger than fingerprints that are kept
         if said[name] is None:
             del said[name]
-    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).digest()
+    return hashlib.sha256(canonical(said).encode()).digest()
 
 
 def _field_error(item: Any) -> FieldError:
@@ -386,18 +396,19 @@ def _field_error(item: Any) -> FieldError:
     return FieldError(field, f"{item['msg'].removeprefix('Value error, ')}.")
 
 
-_TEXT = json.JSONEncoder(ensure_ascii=False, check_circular=False)
-_SUSPECT = re.compile(r"[\ud800-\udfff]|\\u0000|Infinity")
+def storable(said: str) -> bool:
+    """Whether a value with this `canonical` text can be stored. False: that has to be looked at more closely."""
+    nested = said.count("{") + said.count("[")  # at least as much as its depth
+    odd = ("\\u" in said and _ODD_ESCAPE.search(said)) or "Infinity" in said or "NaN" in said
+    return nested <= _MAX_DEPTH and not odd
 
 
 def _unstorable(value: Any) -> list[FieldError]:
     """What of *value* cannot be stored, field by field. One look at its text clears nearly all of them, quickly."""
     try:
-        said = _TEXT.encode(value)
+        return [] if storable(canonical(value)) else _unstorable_in(value)
     except (RecursionError, ValueError):  # a tower, or a number of endless digits
         return _unstorable_in(value)
-    nested = said.count("{") + said.count("[")  # at least as much as its depth
-    return _unstorable_in(value) if nested > _MAX_DEPTH or _SUSPECT.search(said) else []
 
 
 def _unstorable_in(value: Any, path: str = "", depth: int = 0) -> list[FieldError]:

@@ -1,7 +1,6 @@
 """Batch: many jobs in one request, one a line (NDJSON). All are accepted, or none, and each wrong line is named."""
 
 import hashlib
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -45,12 +44,12 @@ def accept_lines(rt: Runtime, service: Service, body: bytes, *, key: str | None 
     """
     key = accept.known_key(key)
     values = _decoded(body)
-    meant = _fingerprint(values) if key else b""
+    storable, meant = _looked_at(values)
     if key:
         with rt.db.transaction() as tx:
             if (known := batch.seen(tx, service.id, key, meant)) is not None:
                 return known, False
-    lines, excused = _checked(rt, service, values)
+    lines, excused = _checked(rt, service, values, storable)
 
     def store(tx: Transaction, *, however_old: bool) -> tuple[list[UUID], Added | None]:
         own = [line.job.id for line in lines]
@@ -81,7 +80,8 @@ def check_lines(rt: Runtime, service: Service, body: bytes) -> None:
     Raises:
         TooLarge, InvalidInput, PromptRefused, NotScreened: As `accept_lines` does.
     """
-    _checked(rt, service, _decoded(body))
+    values = _decoded(body)
+    _checked(rt, service, values, _looked_at(values)[0])
 
 
 def _decoded(body: bytes) -> list[Any]:
@@ -105,6 +105,24 @@ def _decoded(body: bytes) -> list[Any]:
     return values
 
 
+def _looked_at(values: Iterable[Any]) -> tuple[list[bool], bytes]:
+    """
+    One look at what each line says: whether it is `storable`, and a fingerprint of the whole.
+
+    That is equal for batches of the same values in the same order, whatever the order of their fields.
+    """
+    storable, found = [], hashlib.sha256()
+    for value in values:
+        try:
+            said = accept.canonical(value)
+            storable.append(accept.storable(said))
+        except RecursionError:  # a tower that could just be read: it will be refused
+            said = ""
+            storable.append(False)
+        found.update(said.encode() + b"\n")
+    return storable, found.digest()
+
+
 def _lines(body: bytes) -> Iterator[bytes]:
     """One after the other: all at once would be the whole once more."""
     start = 0
@@ -115,7 +133,7 @@ def _lines(body: bytes) -> Iterator[bytes]:
 
 
 def _checked(
-    rt: Runtime, service: Service, values: Sequence[Any]
+    rt: Runtime, service: Service, values: Sequence[Any], storable: Sequence[bool]
 ) -> tuple[list[Line], Mapping[int, Sequence[FieldError]]]:
     """
     Give the lines as jobs, and what is wrong with those of them that were accepted before, by their numbers.
@@ -126,11 +144,13 @@ def _checked(
     wrong: dict[int, list[FieldError]] = {}
     hopeless = 0
     catalogue = rt.catalogue()
-    for number, value in enumerate(values, 1):
+    for number, (value, looked_at) in enumerate(zip(values, storable, strict=True), 1):
         key = None
         try:
             key, value = _key_of(value)  # noqa: PLW2901 - the value without its key
-            request = accept.check(value, default_model=rt.settings.default_model, catalogue=catalogue)
+            request = accept.check(
+                value, default_model=rt.settings.default_model, catalogue=catalogue, looked_at=looked_at
+            )
             lines.append(_line(rt, service, number, key, request))
         except InvalidInput as error:
             wrong[number] = [FieldError(one.field, one.message, number) for one in error.errors]
@@ -195,17 +215,6 @@ def _accepted_before(rt: Runtime, service: Service, values: Sequence[Any], numbe
     with rt.db.transaction() as tx:
         known = intake.named(tx, service.id, {str(line.key): line.fingerprint for line in lines}) if lines else {}
     return [line for line in lines if line.key in known]
-
-
-def _fingerprint(values: Sequence[Any]) -> bytes:
-    """Equal for batches of the same values in the same order, whatever the order of their fields."""
-    found = hashlib.sha256()
-    for number, value in enumerate(values, 1):
-        try:
-            found.update(json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n")
-        except RecursionError:  # a tower that could just be read
-            raise _refusal([FieldError("", "Is nested too deep.", number)]) from None
-    return found.digest()
 
 
 def _refusal(wrong: Sequence[FieldError]) -> InvalidInput:

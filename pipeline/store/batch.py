@@ -1,11 +1,11 @@
 """Batches in: many jobs of one service, all stored or none, each key naming what it named before."""
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import Connection, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, select, text
 
 from pipeline.errors import FieldError, IdempotencyConflict, Unavailable
 from pipeline.store import intake
@@ -37,6 +37,22 @@ class Added:
     stored: Sequence[Stored]
 
 
+_CLAIM = text("""
+    INSERT INTO idempotency_keys (service_id, key, fingerprint, job_ids)
+    VALUES (:service_id, :key, :fingerprint, CAST(:ids AS uuid[]))
+    ON CONFLICT DO NOTHING RETURNING key
+""")
+
+_RENAME = text("""
+    UPDATE idempotency_keys SET job_ids = CAST(:ids AS uuid[]) WHERE service_id = :service_id AND key = :key
+""")
+
+
+def _array(ids: Iterable[UUID]) -> str:
+    """As Postgres spells an array: ten thousand of them are written in no time."""
+    return f"{{{','.join([one.hex for one in ids])}}}"
+
+
 def seen(tx: Connection, service_id: UUID, key: str, fingerprint: bytes) -> list[UUID] | None:
     """
     The jobs of the batch that *key* names; None when it names nothing yet.
@@ -60,8 +76,8 @@ def claim(tx: Connection, service_id: UUID, key: str, fingerprint: bytes, ids: S
     Raises:
         IdempotencyConflict: It names something else.
     """
-    row = insert(IdempotencyKeyRow).values(service_id=service_id, key=key, fingerprint=fingerprint, job_ids=list(ids))
-    if tx.execute(row.on_conflict_do_nothing().returning(IdempotencyKeyRow.key)).first():
+    names = {"service_id": service_id, "key": key, "fingerprint": fingerprint, "ids": _array(ids)}
+    if tx.execute(_CLAIM, names).first():
         return None
     # ON CONFLICT waited for the other transaction, so its row is there for this statement to see.
     found = seen(tx, service_id, key, fingerprint)
@@ -72,18 +88,14 @@ def claim(tx: Connection, service_id: UUID, key: str, fingerprint: bytes, ids: S
 
 def rename(tx: Connection, service_id: UUID, key: str, ids: Sequence[UUID]) -> None:
     """Let a claimed *key* name these jobs instead."""
-    statement = update(IdempotencyKeyRow).where(
-        IdempotencyKeyRow.service_id == service_id, IdempotencyKeyRow.key == key
-    )
-    tx.execute(statement.values(job_ids=list(ids)))
+    tx.execute(_RENAME, {"service_id": service_id, "key": key, "ids": _array(ids)})
 
 
 # In the order of keys, so that two batches with common keys never wait for one another in a circle.
 _CLAIM_LINES = text("""
     INSERT INTO idempotency_keys (service_id, key, fingerprint, job_id)
-    SELECT :service_id, n.key, n.fingerprint, n.job_id
-    FROM unnest(CAST(:keys AS text[]), CAST(:fingerprints AS bytea[]), CAST(:ids AS uuid[]))
-        AS n(key, fingerprint, job_id)
+    SELECT :service_id, n.key, decode(n.fingerprint, 'hex'), n.job_id
+    FROM jsonb_to_recordset(CAST(:lines AS jsonb)) AS n(key text, fingerprint text, job_id uuid)
     ORDER BY n.key COLLATE "C"
     ON CONFLICT DO NOTHING
     RETURNING key
@@ -136,10 +148,6 @@ def add(tx: Connection, service_id: UUID, lines: Sequence[Line], *, however_old:
 
 def _claimed(tx: Connection, service_id: UUID, lines: Collection[Line]) -> set[str]:
     """Those of the keys that named nothing before, and name the jobs of these lines from now on."""
-    parameters = {
-        "service_id": service_id,
-        "keys": [line.key for line in lines],
-        "fingerprints": [line.fingerprint for line in lines],
-        "ids": [str(line.job.id) for line in lines],
-    }
+    said = [{"key": one.key, "fingerprint": one.fingerprint.hex(), "job_id": one.job.id.hex} for one in lines]
+    parameters = {"service_id": service_id, "lines": json.dumps(said)}
     return set(tx.execute(_CLAIM_LINES, parameters).scalars())

@@ -52,7 +52,8 @@ _INSERT = text("""
         INSERT INTO jobs (id, service_id, model, input, options, metadata, state, priority,
                           run_at, due_at, deadline_at, retry_of, callback_url, callback_task,
                           admitted, price, reserved, last_seq, created_at)
-        SELECT n.id, n.service_id, n.model, n.input, n.options, n.metadata, 'queued', n.priority,
+        SELECT n.id, n.service_id, n.model, coalesce(n.input, '{}'), coalesce(n.options, '{}'),
+               coalesce(n.metadata, '{}'), 'queued', coalesce(n.priority, 0),
                starts, starts, starts + make_interval(secs => n.deadline_s), n.retry_of,
                n.callback_url, n.callback_task,
                p.priced IS TRUE, p.usd, coalesce(p.usd, 0), 1, clock_timestamp()
@@ -84,10 +85,11 @@ def add(tx: Connection, jobs: Sequence[NewJob], *, however_old: bool = False) ->
 
     A job whose price is not known has yet to be admitted. *however_old*: an old price will do.
     """
-    rows = [
-        {
-            "id": str(job.id),
-            "service_id": str(job.service_id),
+    rows = []
+    for job in jobs:
+        row = {
+            "id": job.id.hex,
+            "service_id": job.service_id.hex,
             "model": job.model,
             "input": job.input,
             "options": job.options,
@@ -95,15 +97,14 @@ def add(tx: Connection, jobs: Sequence[NewJob], *, however_old: bool = False) ->
             "priority": job.priority,
             "run_at": job.run_at and job.run_at.isoformat(),
             "deadline_s": job.deadline_s,
-            "retry_of": job.retry_of and str(job.retry_of),
+            "retry_of": job.retry_of and job.retry_of.hex,
             "callback_url": job.callback_url,
             "callback_task": job.callback_task,
             "price_key": prices.key(job.input).hex(),
         }
-        for job in jobs
-    ]
+        rows.append({name: value for name, value in row.items() if value})  # the statement knows what is left out
     parameters = {"jobs": json.dumps(rows), "however_old": however_old, "fresh_s": FRESH_S}
-    return [Stored(*row) for row in tx.execute(_INSERT, parameters)]
+    return [Stored(*row) for row in tx.execute(_INSERT, parameters).all()]
 
 
 def add_once(

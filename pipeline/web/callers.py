@@ -29,7 +29,7 @@ def caller() -> tuple[Runtime, Service]:
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthorized("Send the header 'Authorization: Bearer <service key>'.")
-    with rt.db.transaction() as tx:
+    with rt.db.statement() as tx:
         admitted = paces.admit(tx, key.strip())
     if admitted is None:
         raise Unauthorized("This key is not one of ours, or it was revoked.")

@@ -1,5 +1,6 @@
 """Many jobs in one request."""
 
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,12 +59,18 @@ class Room:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for one's turn; else Unavailable."""
+        """
+        Wait for one's turn; else Unavailable. Meanwhile nobody looks for garbage.
+
+        All that a batch makes is needed to its end; to look through it again and again takes a fifth of the time.
+        """
         if not self._turn.acquire(timeout=STORE_WITHIN_S):
             raise Unavailable("Too many batches are being stored at this moment.")
+        gc.disable()
         try:
             yield
         finally:
+            gc.enable()
             self._turn.release()
 
 

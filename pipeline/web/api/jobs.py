@@ -220,7 +220,7 @@ def show_job(rt: Runtime, service: Service, job_id: UUID) -> Response:
 
 def read_job(rt: Runtime, service: Service, job_id: UUID) -> dict[str, object]:
     """A job as JSON, if the service may see it; else UnknownJob."""
-    with rt.db.transaction() as tx:
+    with rt.db.statement() as tx:
         row = reading.job(tx, job_id, service_id=None if service.operator else service.id)
     if row is None:
         raise UnknownJob
