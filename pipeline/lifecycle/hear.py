@@ -17,7 +17,8 @@ log = telemetry.get(__name__)
 REFUSED = telemetry.Tally("callback.refused")
 """Forgeries are counted, not stored: a stranger must not be able to fill the database, or the log."""
 
-_KEPT_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "user-agent")
+HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "user-agent")
+"""Those of a callback that are looked at, and kept."""
 
 
 def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> Heard:
@@ -89,4 +90,4 @@ def tell(rt: Runtime, heard: Heard, prediction: Prediction | None, *, event: str
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str]:
     lowered = {name.lower(): value for name, value in headers.items()}
-    return {name: storable(lowered[name])[:500] for name in _KEPT_HEADERS if name in lowered}
+    return {name: storable(lowered[name])[:500] for name in HEADERS if name in lowered}
