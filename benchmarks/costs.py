@@ -125,6 +125,16 @@ class Meter:
         return used
 
 
+def cpu_s(pid: int) -> float:
+    """What a process and all that came of it have worked so far, in seconds; those that have ended, too."""
+    found = 0.0
+    root = psutil.Process(pid)
+    for one in (root, *root.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += sum(one.cpu_times()[:4])  # its own, and that of its children which it has seen end
+    return found
+
+
 def count_statements(url: str) -> None:
     """Have a Postgres count its statements, and note each commit's time, from its next start on: costs a per cent."""
     with psycopg.connect(url, autocommit=True) as db:

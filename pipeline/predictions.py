@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -109,25 +109,24 @@ def parse(value: object) -> Prediction:
     Raises:
         Unreadable: It is not an object with an id and a status.
     """
-    data = storable(value)
-    if not isinstance(data, dict):
+    if not isinstance(value, dict):
         raise Unreadable("It is not an object.")
-    said = data.get("status")
+    said = value.get("status")
     if not isinstance(said, str) or not said:
         raise Unreadable("It has no status.")
     return Prediction(
-        id=task_id(data),
+        id=task_id(value),
         status=_STATUSES.get(said, Status.RUNNING),
-        said=said,
-        model=_typed(data.get("model"), str),
-        outputs=tuple(_typed(data.get("outputs"), list) or ()),
-        nsfw=tuple(flag is True for flag in _typed(data.get("has_nsfw_contents"), list) or ()),
-        created_at=parse_time(data.get("created_at")),
-        error=_words(data.get("error")),
-        error_code=_whole(data.get("code")) or None,
-        inference_ms=_whole((_typed(data.get("timings"), dict) or {}).get("inference"))
-        or _whole(data.get("executionTime")),
-        input=_typed(data.get("input"), dict),
+        said=storable(said),
+        model=storable(_typed(value.get("model"), str)),
+        outputs=tuple(storable(output, 2) for output in _typed(value.get("outputs"), list) or ()),
+        nsfw=tuple(flag is True for flag in _typed(value.get("has_nsfw_contents"), list) or ()),
+        created_at=parse_time(value.get("created_at")),
+        error=storable(_words(value.get("error"))),
+        error_code=_whole(value.get("code")) or None,
+        inference_ms=_whole((_typed(value.get("timings"), dict) or {}).get("inference"))
+        or _whole(value.get("executionTime")),
+        input=storable(_typed(value.get("input"), dict), 1),
     )
 
 
@@ -141,7 +140,7 @@ def task_id(data: Mapping[str, Any]) -> str:
     found = data.get("id")
     if not isinstance(found, str) or not 0 < len(found) <= _MAX_ID_LENGTH:
         raise Unreadable("It has no id.")
-    return found
+    return cast("str", storable(found))
 
 
 def parse_time(value: object) -> datetime | None:

@@ -6,7 +6,6 @@ Pure: the clock is an argument, the body is bytes, nothing is read or written.
 Source: https://wavespeed.ai/docs/docs-api/verifying_webhook
 """
 
-import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -46,7 +45,7 @@ def verify(secrets: Iterable[str], headers: Mapping[str, str], body: bytes, *, n
     webhook_id, timestamp, given = well_formed(headers)
     for secret in secrets:
         if hmac.compare_digest(_digest(secret, webhook_id, timestamp, body), given):
-            return freshness(headers, at=now)
+            return _freshness(timestamp, at=now)
     raise BadSignature("The signature matches none of the webhook secrets.", well_formed=True)
 
 
@@ -58,7 +57,7 @@ def freshness(headers: Mapping[str, str], *, at: float) -> Freshness:
         BadSignature: Its headers are malformed.
     """
     _, timestamp, _ = well_formed(headers)
-    return Freshness.FRESH if abs(at - int(timestamp)) <= TOLERANCE_S else Freshness.STALE
+    return _freshness(timestamp, at=at)
 
 
 def well_formed(headers: Mapping[str, str]) -> tuple[str, str, str]:
@@ -81,9 +80,13 @@ def well_formed(headers: Mapping[str, str]) -> tuple[str, str, str]:
     return webhook_id, timestamp, given
 
 
+def _freshness(timestamp: str, *, at: float) -> Freshness:
+    return Freshness.FRESH if abs(at - int(timestamp)) <= TOLERANCE_S else Freshness.STALE
+
+
 def _digest(secret: str, webhook_id: str, timestamp: str, body: bytes) -> str:
     # The key is the text after the prefix, not the bytes it would decode to: what the documentation's code does.
     key = secret.removeprefix("whsec_").encode()
     # latin-1 is what a WSGI header is; the rest keeps a stranger's lone surrogate from being an exception.
     signed = f"{webhook_id}.{timestamp}.".encode("latin-1", "replace") + body
-    return hmac.new(key, signed, hashlib.sha256).hexdigest()
+    return hmac.digest(key, signed, "sha256").hex()

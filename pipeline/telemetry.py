@@ -1,10 +1,12 @@
 """Structured logs: one JSON object a line, a constant event name, units in the keys, never a secret or a prompt."""
 
+import json
 import logging
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,12 +17,20 @@ _OURS = f"{Path(__file__).parent}/"
 _SECRET_WORDS = ("secret", "token", "password", "authorization", "api_key", "prompt", "body", "signature")
 
 
+_text = json.JSONEncoder(default=repr).encode
+
+
 def _no_secrets(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
     """The last net: a field so named is a mistake, and must not cost anybody a secret."""
     for name in event:
-        if any(word in name for word in _SECRET_WORDS):
+        if _is_secret(name):
             event[name] = "[removed]"
     return event
+
+
+@lru_cache(1000)
+def _is_secret(name: str) -> bool:
+    return any(word in name for word in _SECRET_WORDS)
 
 
 def configure(level: str = "info") -> None:
@@ -36,10 +46,10 @@ def configure(level: str = "info") -> None:
     structlog.configure(
         processors=[
             *shared,
-            structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer(),
+            structlog.dev.ConsoleRenderer() if human else _json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -48,11 +58,15 @@ def configure(level: str = "info") -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer(),
+                structlog.dev.ConsoleRenderer() if human else _json,
             ],
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def _json(_: Any, __: str, event: structlog.types.EventDict) -> str:
+    return _text(event)
 
 
 def _bare_exceptions(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

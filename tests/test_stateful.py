@@ -75,24 +75,24 @@ LONG = pytest.mark.long
 @pytest.mark.parametrize(
     ("cut", "instead", "promise"),
     [
-        pytest.param("""(l."from" || '>' || w."to") = ANY(%(legal)s)""", "true", "legal", id="legal moves"),
-        pytest.param("(k.state || '>' || %(to)s) = ANY(%(legal)s)", "true", "legal", id="legal verdicts"),
+        pytest.param(r"""\(l."from" \|\| '>' \|\| w."to"\) = ANY\(.*?\)s\)""", "true", "legal", id="legal moves"),
+        pytest.param(r"\(k.state \|\| '>' \|\| \S+\) IN \([^)]*\)", "true", "legal", id="legal verdicts"),
         pytest.param(
-            "AND (w.attempt_id IS NULL OR w.attempt_id = j.current_attempt)",
+            r"AND \(w.attempt_id IS NULL OR w.attempt_id = j.current_attempt\)",
             "",
             "current attempt",
             id="fence of a move",
             marks=LONG,
         ),
         pytest.param(
-            "AND (k.current OR %(to)s = 'completed' OR k.state <> ALL(%(in_flight)s))",
+            r"AND \(k.current OR \S+ = 'completed' OR NOT k.state IN \([^)]*\)\)",
             "",
             "current attempt",
             id="fence of a verdict",
             marks=LONG,
         ),
         pytest.param(
-            "AND (a.outcome IS NULL OR a.outcome IN ('lost', 'absent'))",
+            r"AND \(a.outcome IS NULL OR a.outcome IN \('lost', 'absent'\)\)",
             "",
             "an attempt is",
             id="what is known of an attempt",

@@ -17,7 +17,8 @@ log = telemetry.get(__name__)
 REFUSED = telemetry.Tally("callback.refused")
 """Forgeries are counted, not stored: a stranger must not be able to fill the database, or the log."""
 
-_KEPT_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "user-agent")
+HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "user-agent")
+"""Those of a callback that are looked at, and kept."""
 
 
 def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> Heard:
@@ -38,12 +39,20 @@ def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> He
         raise
     delivery = Delivery(token, _kept(headers), body)
     prediction, wrong = said(body)
-    with rt.db.transaction() as tx:
-        heard = take(rt, tx, delivery, prediction, freshness)
+    heard = _taken_simply(rt, delivery, prediction) if prediction and freshness is Freshness.FRESH else None
+    if heard is None:
+        with rt.db.transaction() as tx:
+            heard = take(rt, tx, delivery, prediction, freshness)
     tell(rt, heard, prediction)
     if wrong:
         raise MalformedRequest(f"The callback is authentic but unreadable: {wrong}")
     return heard
+
+
+def _taken_simply(rt: Runtime, delivery: Delivery, prediction: Prediction) -> Heard | None:
+    """By one statement without a transaction around it, as almost every callback can be; None: this one cannot."""
+    with rt.db.statement() as tx:
+        return inbox.hear_simple(tx, delivery, prediction, poll_s=rt.settings.first_poll_s)
 
 
 def said(body: bytes) -> tuple[Prediction | None, str]:
@@ -81,4 +90,4 @@ def tell(rt: Runtime, heard: Heard, prediction: Prediction | None, *, event: str
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str]:
     lowered = {name.lower(): value for name, value in headers.items()}
-    return {name: storable(lowered[name])[:500] for name in _KEPT_HEADERS if name in lowered}
+    return {name: storable(lowered[name])[:500] for name in HEADERS if name in lowered}

@@ -1,6 +1,6 @@
 """One process's way to Postgres: a pool, short transactions, and errors that say 'try again' when that helps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,14 +15,7 @@ from psycopg.errors import (
 )
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import (
-    DBAPIError,
-    IntegrityError,
-    InterfaceError,
-    InternalError,
-    NotSupportedError,
-    OperationalError,
-)
+from sqlalchemy.exc import DBAPIError, NotSupportedError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pipeline.errors import Unavailable
@@ -112,12 +105,14 @@ class Database:
         a transaction costs three.
         """
         with _translated(), self.engine.connect() as connection:
-            raw = connection.connection.driver_connection
-            assert isinstance(raw, _Connection)
+            raw = _driver(connection)
             raw.begin_alone()
             try:
                 yield connection
-            except NotSupportedError:  # what was prepared fits no more; a rollback would have it forgotten
+            except (
+                NotSupportedError,
+                psycopg.NotSupportedError,
+            ):  # what is prepared fits no more, and is not forgotten
                 connection.invalidate()
                 raise
             finally:
@@ -129,6 +124,25 @@ class Database:
         self.engine.dispose()
 
 
+def send(tx: Connection, words: bytes, values: Sequence[str | bytes | None]) -> psycopg.Cursor[Any]:
+    """
+    Send a statement past SQLAlchemy, in the same transaction: *words* with `$1`, `$2` … for the *values*.
+
+    It is prepared. Who listens to statements hears of it as of any other.
+    """
+    raw = _driver(tx)
+    cursor = raw.numbered_cursor()
+    for listener in tx.engine.dispatch.before_cursor_execute:
+        heard, values = listener(tx, cursor, words.decode(), values, None, False)
+        words = heard.encode()
+    try:
+        return cursor.execute(words, values, prepare=True)
+    except psycopg.Error:
+        if raw.closed:
+            tx.invalidate()
+        raise
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """Have what may pass be Unavailable; everything else stays as it is."""
@@ -136,21 +150,32 @@ def _translated() -> Iterator[None]:
         yield
     except PoolTimeout:
         raise Unavailable("The database has no free connection.") from None
-    except (OperationalError, InterfaceError, InternalError) as error:  # internal: read-only after a failover
-        raise Unavailable(f"The database cannot be reached ({_name(error)}).") from None
-    except IntegrityError as error:
-        if isinstance(error.orig, UniqueViolation):  # two had the same news at once: the loser looks again
-            raise Unavailable("Another transaction was first.") from None
-        raise
     except DBAPIError as error:
-        if error.connection_invalidated:
-            raise Unavailable(f"The connection to the database was lost ({_name(error)}).") from None
-        if isinstance(error.orig, FeatureNotSupported):  # a prepared statement's; it is prepared anew
-            raise Unavailable(f"The database's schema was just changed ({_name(error)}).") from None
-        if isinstance(error.orig, UndefinedTable | UndefinedColumn):
-            why = "The database's schema is older than this code: run `pipeline migrate`"
-            raise Unavailable(f"{why} ({_name(error)}).") from None
+        if why := _passing(error.orig, lost=error.connection_invalidated):
+            raise Unavailable(why) from None
         raise
+    except psycopg.Error as error:  # of what was sent past SQLAlchemy
+        if why := _passing(error):
+            raise Unavailable(why) from None
+        raise
+
+
+def _passing(error: BaseException | None, *, lost: bool = False) -> str | None:
+    """Why it is worth to try again; None: it is not. *lost*: the connection was."""
+    name = type(error).__name__
+    match error:
+        case psycopg.OperationalError() | psycopg.InterfaceError() | psycopg.InternalError():
+            return f"The database cannot be reached ({name})."  # internal: read-only after a failover
+        case UniqueViolation():  # two had the same news at once: the loser looks again
+            return "Another transaction was first."
+        case _ if lost:
+            return f"The connection to the database was lost ({name})."
+        case FeatureNotSupported():  # a prepared statement's; it is prepared anew
+            return f"The database's schema was just changed ({name})."
+        case UndefinedTable() | UndefinedColumn():
+            return f"The database's schema is older than this code: run `pipeline migrate` ({name})."
+        case _:
+            return None
 
 
 class _Connection(psycopg.Connection[Any]):
@@ -189,12 +214,22 @@ class _Connection(psycopg.Connection[Any]):
 
     def cursor(self, *words: Any, **names: Any) -> Any:
         """A cursor, as there is one for every statement."""
+        self._count()
+        return super().cursor(*words, **names)
+
+    def numbered_cursor(self) -> psycopg.RawCursor[Any]:
+        """Likewise, for a statement with `$1`, which the driver need not read."""
+        self._count()
+        return psycopg.RawCursor(self)
+
+    def _count(self) -> None:
         if self._left is not None:
             self._left -= 1
             if self._left < 0:  # it would be committed apart from the first
                 raise psycopg.ProgrammingError("Only one statement may be sent here: this needs a transaction.")
-        return super().cursor(*words, **names)
 
 
-def _name(error: DBAPIError) -> str:
-    return type(error.orig).__name__
+def _driver(tx: Connection) -> _Connection:
+    raw = tx.connection.driver_connection
+    assert isinstance(raw, _Connection)
+    return raw

@@ -8,6 +8,7 @@ got when it came.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -16,7 +17,8 @@ from pipeline.jobs import FINAL, IN_FLIGHT, TOLD, State, Via
 from pipeline.predictions import Prediction, Status
 from pipeline.store import assets, budgets, notifications
 from pipeline.store.moves import LEGAL, flag_double_charges
-from pipeline.store.tables import Verdict, new_id
+from pipeline.store.prepared import Prepared
+from pipeline.store.tables import Verdict, new_id, one_of
 
 _TARGETS = {
     Status.COMPLETED: State.COMPLETED,
@@ -46,6 +48,7 @@ class Heard:
     before: str | None = None  # the job's state when it came
     tell: bool = False  # somebody is to be told at once
     number: int | None = None  # of its attempt; None: its body was not believed
+    simple: bool = False  # there is nothing to be looked at but its own attempt and job
 
 
 # The URL is not covered by the signature, so an authentic body proves itself by its id and model as well. The verdict
@@ -59,70 +62,89 @@ _KNOWN = """
         WHERE a.token = {token}
 """
 
-_VERDICT = """CASE
-            WHEN k.prediction_id <> {prediction_id}
-              OR k.prediction_id IS NULL AND (k.model <> coalesce({model}, k.model)
-                 OR EXISTS (SELECT 1 FROM attempts o WHERE o.prediction_id = {prediction_id})) THEN 'suspicious'
-            WHEN (k.state || '>' || {to}) = ANY(:legal)
-              AND (k.current OR {to} = 'completed' OR k.state <> ALL(:in_flight)) THEN 'applied'
-            WHEN k.state = {to} AND k.told_before AND (k.settled_by = :via OR {to} = 'processing') THEN 'duplicate'
+_LEGAL = one_of("(k.state || '>' || {to})", LEGAL)
+_IN_FLIGHT = one_of("k.state", IN_FLIGHT)
+
+_VERDICT = f"""CASE
+            WHEN k.prediction_id <> {{prediction_id}}
+              OR k.prediction_id IS NULL AND (k.model <> coalesce({{model}}, k.model)
+                 OR EXISTS (SELECT 1 FROM attempts o WHERE o.prediction_id = {{prediction_id}})) THEN 'suspicious'
+            WHEN {_LEGAL}
+              AND (k.current OR {{to}} = 'completed' OR NOT {_IN_FLIGHT}) THEN 'applied'
+            WHEN k.state = {{to}} AND k.told_before
+              AND (k.settled_by = '{Via.WEBHOOK}' OR {{to}} = 'processing') THEN 'duplicate'
             ELSE 'late' END
 """
 
 _ONE = {name: f":{name}" for name in ("token", "prediction_id", "model", "to")}
 
+_ENDS = one_of(":to", FINAL)
+
+# A callback is simple when nothing has to be looked at beside its own attempt and job: no other attempt can have been
+# charged for, and its body fits.
+_SIMPLE = f"k.number = 1 AND k.current IS TRUE AND NOT {one_of('k.state', (State.CANCELLED, State.FAILED))}"
+
 _MOVED = f"""
     WITH known AS MATERIALIZED (
         {_KNOWN.format_map(_ONE)} FOR UPDATE OF a, j
     ), judged AS (
-        SELECT k.*, {_VERDICT.format_map(_ONE)} AS verdict
+        SELECT k.*, {_VERDICT.format_map(_ONE)} AS verdict, {_SIMPLE} AS simple
         FROM known k
+    ), taken AS (
+        SELECT * FROM judged WHERE verdict <> 'suspicious' {{taken}}
     ), learnt AS (
         UPDATE attempts a SET prediction_id = :prediction_id, outcome = 'accepted',
                ended_at = coalesce(a.ended_at, clock_timestamp())
-        FROM judged g WHERE a.id = g.attempt_id AND g.verdict <> 'suspicious' AND a.outcome IS DISTINCT FROM 'accepted'
+        FROM taken g WHERE a.id = g.attempt_id AND a.outcome IS DISTINCT FROM 'accepted'
     ), moved AS (
         UPDATE jobs j SET
             state = :to,
             due_at = CASE WHEN :to = 'processing'
-                THEN least(clock_timestamp() + make_interval(secs => :poll_s),
+                THEN least(clock_timestamp() + make_interval(secs => CAST(:poll_s AS float8)),
                            greatest(j.deadline_at, clock_timestamp())) END,
-            finished_at = CASE WHEN :to = ANY(:final) THEN clock_timestamp() END,
-            settled_by = CASE WHEN :to = ANY(:final) THEN :via ELSE j.settled_by END,
+            finished_at = CASE WHEN {_ENDS} THEN clock_timestamp() END,
+            settled_by = CASE WHEN {_ENDS} THEN '{Via.WEBHOOK}' ELSE j.settled_by END,
             prediction_id = :prediction_id,
             current_attempt = CASE WHEN :to = 'processing' THEN g.attempt_id ELSE j.current_attempt END,
             outputs = coalesce(CAST(:outputs AS jsonb), j.outputs),
             error = coalesce(CAST(:error AS jsonb), j.error),
-            inference_ms = coalesce(:inference_ms, j.inference_ms),
-            reserved = CASE WHEN :to = ANY(:final) THEN 0 ELSE j.reserved END,
+            inference_ms = coalesce(CAST(:inference_ms AS int), j.inference_ms),
+            reserved = CASE WHEN {_ENDS} THEN 0 ELSE j.reserved END,
             held_at = NULL, held_reason = NULL,
             last_seq = j.last_seq + 1
-        FROM judged g WHERE j.id = g.job_id AND g.verdict = 'applied'
+        FROM taken g WHERE j.id = g.job_id AND g.verdict = 'applied'
         RETURNING j.id, j.service_id, j.last_seq, g.state AS "from", :to = 'completed' AS completed, j.outputs,
                   CAST(:asset_ids AS uuid[]) AS asset_ids, j.callback_url, j.callback_task,
-                  CASE WHEN :to = ANY(:told) THEN CAST(:notice_id AS uuid) END AS notice_id, 'job.' || :to AS kind,
+                  CASE WHEN {one_of(":to", TOLD)} THEN CAST(:notice_id AS uuid) END AS notice_id, 'job.' || :to AS kind,
                   g.reserved - j.reserved AS freed,
                   CASE WHEN :to <> 'completed' THEN 0 WHEN g.admitted THEN g.reserved
                        ELSE coalesce(j.price, 0) END AS spent
     ), {budgets.FREED}, {assets.PLANNED}, {notifications.PLANNED}, told AS (
         INSERT INTO events (job_id, seq, at, kind, data)
         SELECT id, last_seq, clock_timestamp(), 'job.' || :to,
-               jsonb_build_object('from', "from", 'via', :via) || CAST(:note AS jsonb)
+               jsonb_build_object('from', "from", 'via', '{Via.WEBHOOK}') || CAST(:note AS jsonb)
         FROM moved
     )
 """
 
-_FOUND = """(SELECT state FROM judged), (SELECT current FROM judged), (SELECT number FROM judged),
+_FOUND = """(SELECT state FROM judged), (SELECT number FROM judged), (SELECT simple FROM judged),
               (SELECT due_at <= clock_timestamp() FROM planned) IS TRUE AS tell
 """
 
-_HEAR = text(f"""
-    {_MOVED}
+_KEPT = f"""
     INSERT INTO callbacks (id, received_at, token, attempt_id, job_id, prediction_id, verdict, headers, body)
-    SELECT :id, clock_timestamp(), :token, g.attempt_id, g.job_id, :prediction_id, coalesce(g.verdict, 'orphan'),
-           CAST(:headers AS jsonb), :body
-    FROM (SELECT 1) always LEFT JOIN judged g ON true
+    SELECT CAST(:id AS uuid), clock_timestamp(), :token, g.attempt_id, g.job_id, :prediction_id,
+           coalesce(g.verdict, 'orphan'), CAST(:headers AS jsonb), :body
+    FROM (SELECT 1) always LEFT JOIN judged g ON true {{kept}}
     RETURNING verdict, job_id, attempt_id, {_FOUND}
+"""
+
+_HEAR = Prepared(f"{_MOVED.format(taken='')} {_KEPT.format(kept='')}")
+
+# What is not simple takes more than one statement: by one alone nothing is done then.
+_HEAR_SIMPLE = Prepared(f"""
+    {_MOVED.format(taken="AND simple")}
+    {_KEPT.format(kept="WHERE g.attempt_id IS NULL OR EXISTS (SELECT FROM taken)")}
 """)
 
 # What it was when it came stays as it is. That a replay moved its job stays as well: once more, it is a repeat.
@@ -134,13 +156,23 @@ _NOTED = """
         replayed_verdict = CASE WHEN c.replayed_verdict = 'applied' THEN c.replayed_verdict ELSE n.verdict END
 """
 
-_HEAR_AGAIN = text(f"""
-    {_MOVED} {_NOTED}
+_HEAR_AGAIN = Prepared(f"""
+    {_MOVED.format(taken="")} {_NOTED}
     FROM (SELECT g.attempt_id, g.job_id, coalesce(g.verdict, 'orphan') AS verdict
           FROM (SELECT 1) always LEFT JOIN judged g ON true) n
-    WHERE c.id = :id
+    WHERE c.id = CAST(:id AS uuid)
     RETURNING n.verdict, n.job_id, n.attempt_id, {_FOUND}
 """)
+
+
+def hear_simple(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: float) -> Heard | None:
+    """
+    Do what `hear` does, by one statement alone: for most callbacks there is no more to do.
+
+    None: nothing was done. There may be a second charge, or the body does not fit: that takes a transaction.
+    """
+    row = _HEAR_SIMPLE.first(tx, _values(delivery, prediction, poll_s))
+    return _heard(row) if row else None
 
 
 def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: float) -> Heard:
@@ -149,34 +181,35 @@ def hear(tx: Connection, delivery: Delivery, prediction: Prediction, *, poll_s: 
 
     *poll_s* is when to ask for the result of a task that the callback says is still running, in seconds.
     """
-    to = _TARGETS[prediction.status]
-    row = tx.execute(
-        _HEAR_AGAIN if delivery.kept else _HEAR,
-        {
-            **_filed(delivery),
-            "note": json.dumps({"replayed": str(delivery.id)} if delivery.kept else {}),
-            "prediction_id": prediction.id,
-            "model": prediction.model,
-            "to": to,
-            "via": Via.WEBHOOK,
-            "legal": LEGAL,
-            "final": sorted(FINAL),
-            "told": sorted(TOLD),
-            "notice_id": new_id(),
-            "in_flight": sorted(IN_FLIGHT),
-            "poll_s": poll_s,
-            "outputs": json.dumps(prediction.files) if to is State.COMPLETED else None,
-            "asset_ids": assets.ids_for(prediction.outputs if to is State.COMPLETED else None),
-            "error": json.dumps(prediction.problem) if to is State.FAILED else None,
-            "inference_ms": prediction.inference_ms,
-        },
-    ).one()
-    heard = Heard(row.verdict, row.job_id, row.attempt_id, row.state, tell=row.tell, number=row.number)
-    if heard.attempt_id is None or heard.verdict == Verdict.SUSPICIOUS:
-        return heard
-    if row.number > 1 or not row.current or heard.before in {State.CANCELLED, State.FAILED}:
+    row = (_HEAR_AGAIN if delivery.kept else _HEAR).first(tx, _values(delivery, prediction, poll_s))
+    assert row
+    heard = _heard(row)
+    if heard.attempt_id and heard.verdict != Verdict.SUSPICIOUS and not heard.simple:
         budgets.spend(tx, flag_double_charges(tx, [heard.attempt_id]))
     return heard
+
+
+def _values(delivery: Delivery, prediction: Prediction, poll_s: float) -> dict[str, str | bytes | None]:
+    to = _TARGETS[prediction.status]
+    completed = to is State.COMPLETED
+    return {
+        **_filed(delivery),
+        "note": json.dumps({"replayed": str(delivery.id)} if delivery.kept else {}),
+        "prediction_id": prediction.id,
+        "model": prediction.model,
+        "to": to,
+        "notice_id": str(new_id()),
+        "poll_s": str(poll_s),
+        "outputs": json.dumps(prediction.files) if completed else None,
+        "asset_ids": f"{{{','.join(assets.ids_for(prediction.outputs if completed else None))}}}",
+        "error": json.dumps(prediction.problem) if to is State.FAILED else None,
+        "inference_ms": None if prediction.inference_ms is None else str(prediction.inference_ms),
+    }
+
+
+def _heard(row: tuple[Any, ...]) -> Heard:
+    verdict, job_id, attempt_id, before, number, simple, tell = row
+    return Heard(verdict, job_id, attempt_id, before, tell=tell, number=number, simple=bool(simple))
 
 
 _HINTED = """
@@ -201,7 +234,7 @@ _HINTED = """
 _FILE = text(f"""
     {_HINTED}
     INSERT INTO callbacks (id, received_at, token, attempt_id, job_id, prediction_id, verdict, headers, body)
-    SELECT :id, clock_timestamp(), :token, g.attempt_id, g.job_id, :prediction_id, g.verdict,
+    SELECT CAST(:id AS uuid), clock_timestamp(), :token, g.attempt_id, g.job_id, :prediction_id, g.verdict,
            CAST(:headers AS jsonb), :body
     FROM judged g
     RETURNING verdict, job_id, attempt_id, (SELECT state FROM judged)
@@ -210,7 +243,7 @@ _FILE = text(f"""
 _FILE_AGAIN = text(f"""
     {_HINTED} {_NOTED}
     FROM judged n
-    WHERE c.id = :id
+    WHERE c.id = CAST(:id AS uuid)
     RETURNING n.verdict, n.job_id, n.attempt_id, n.state
 """)
 
@@ -277,13 +310,12 @@ def foretell(tx: Connection, said: Sequence[Said]) -> list[tuple[str, UUID | Non
         }
         for n, one in enumerate(said)
     ]
-    parameters = {"said": json.dumps(rows), "legal": LEGAL, "in_flight": sorted(IN_FLIGHT), "via": Via.WEBHOOK}
-    return [(row[0], row[1]) for row in tx.execute(_FORETELL, parameters)]
+    return [(row[0], row[1]) for row in tx.execute(_FORETELL, {"said": json.dumps(rows)})]
 
 
-def _filed(delivery: Delivery) -> dict[str, object]:
+def _filed(delivery: Delivery) -> dict[str, str | bytes]:
     return {
-        "id": delivery.id,
+        "id": str(delivery.id),
         "token": delivery.token,
         "headers": json.dumps(dict(delivery.headers)),
         "body": delivery.body,

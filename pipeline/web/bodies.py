@@ -13,13 +13,17 @@ def read(at_most: int) -> bytes:
         TooLarge: It has more. What a length announces is not waited for.
         MalformedRequest: It broke off; what came of it may well read as a whole.
     """
-    too_large = TooLarge(f"Send at most {at_most:,} bytes.")
-    if (request.content_length or 0) > at_most:
-        raise too_large
+    announced = request.content_length or 0
+    if announced > at_most:
+        raise _too_large(at_most)
     request.max_content_length = at_most + 1  # a chunked body is cut there without a word, so it takes one more to see
     body = request.get_data(cache=False)
     if len(body) > at_most:
-        raise too_large
-    if len(body) < (request.content_length or 0):
+        raise _too_large(at_most)
+    if len(body) < announced:
         raise MalformedRequest("The body is shorter than its Content-Length.")
     return body
+
+
+def _too_large(at_most: int) -> TooLarge:
+    return TooLarge(f"Send at most {at_most:,} bytes.")

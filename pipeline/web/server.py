@@ -30,7 +30,7 @@ def app() -> Flask:
     stop = (made.extensions["watcher"].stop, counts.stop)
     threading.Thread(target=_pass_on_the_first, args=stop, name="signals", daemon=True).start()
     gc.collect()
-    gc.freeze()  # what is here stays: a large batch took half as long again while it was looked through, in vain
+    gc.freeze()  # what is there by now stays: to look for garbage in it takes 0.1 s, in which no request is answered
     return made
 
 

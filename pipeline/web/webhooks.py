@@ -8,7 +8,7 @@ from flask.typing import ResponseReturnValue
 
 from pipeline import pings, telemetry, tracing
 from pipeline.errors import MalformedRequest
-from pipeline.lifecycle.hear import hear
+from pipeline.lifecycle.hear import HEADERS, hear
 from pipeline.runtime import Runtime
 from pipeline.signatures import well_formed
 from pipeline.store import keys
@@ -27,8 +27,10 @@ def receive(token: str) -> ResponseReturnValue:
     if not _TOKEN.fullmatch(token):
         raise MalformedRequest("The path is none that we gave out.")
     body = bodies.read(MAX_BODY_BYTES)  # the signature covers these bytes, not the JSON they spell
+    sent = request.headers
+    headers = {name: value for name in HEADERS if (value := sent.get(name)) is not None}
     with tracing.span("callback") as span:
-        heard = hear(rt, token, dict(request.headers), body)
+        heard = hear(rt, token, headers, body)
         span.set(job_id=str(heard.job_id) if heard.job_id else None, attempt=heard.number, verdict=heard.verdict)
     if heard.job_id:
         telemetry.bind(job_id=str(heard.job_id))
