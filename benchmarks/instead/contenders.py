@@ -26,6 +26,9 @@ from pipeline.embedded.stack import RunningStack
 
 SERVERS = ("postgres", "valkey")
 POOLS = ("prefork", "threads", "gevent")
+FAILED = ("raised unexpected", "ended with status: Error")
+"""What Celery and procrastinate write of each."""
+
 TABLE = (
     "CREATE TABLE jobs (id uuid PRIMARY KEY, state text NOT NULL, outputs jsonb NOT NULL,"
     " ended_at timestamptz NOT NULL DEFAULT now())"
@@ -58,7 +61,7 @@ class Contender(Protocol):
         """The processes of whatever else does its work: the servers, and what of it is no worker."""
 
     def check(self) -> None:
-        """Raise StackError when it has left."""
+        """Raise StackError when it has left, or when jobs fail again and again."""
 
     def close(self) -> None:
         """End it, with all that it was handed in."""
@@ -117,20 +120,15 @@ class Ours:
 class Other:
     """A worker of something else: a process of its own, with a database of its own on the stack's Postgres."""
 
-    def __init__(self, place: "Place", argv: tuple[str, ...], at_a_time: int) -> None:
+    def __init__(self, place: "Place", name: str, argv: tuple[str, ...], at_a_time: int) -> None:
         self.at_a_time = at_a_time
         self.reserve = min(4 * at_a_time, 400)
         self._place = place
         self._log = place.room / "worker.log"
         self._db = psycopg.connect(place.database_url, autocommit=True)
-        program = Program(
-            name=argv[0],
-            argv=argv,
-            log=self._log,
-            cwd=procfile.PROCFILE.parent,
-            env=place.env,
-        )
-        self._process = Process(program)
+        self._log.unlink(missing_ok=True)
+        home = procfile.PROCFILE.parent
+        self._process = Process(Program(name=name, argv=argv, log=self._log, cwd=home, env=place.env))
 
     def completed(self) -> int:
         return self._count("jobs")
@@ -143,8 +141,11 @@ class Other:
         return [pid for name in SERVERS for pid in pids[name]]
 
     def check(self) -> None:
-        if self._process.poll() is not None:
-            raise StackError(f"{self._process.program.name} left. Its log ends:\n{tail(self._log)}")
+        said = self._log.read_text(errors="replace")
+        failed = sum(said.count(words) for words in FAILED)
+        if self._process.poll() is not None or failed > 10:  # on a busy machine a connection may take too long
+            name, what = self._process.program.name, f"{failed} jobs failed" if failed else "it left"
+            raise StackError(f"{name}: {what}. Its log ends:\n{tail(self._log)}")
 
     def close(self) -> None:
         """Stop the worker in the midst of its jobs, and forget them."""
@@ -167,7 +168,7 @@ class CelerySdk(Other):
         argv = ("celery", "--quiet", "-A", "benchmarks.instead.celery_app", "worker", *size, *options)
         self._app = Celery("caller", broker=place.broker_url, set_as_current=False)
         self._broker = redis.Redis.from_url(place.broker_url)
-        super().__init__(place, argv, concurrency)
+        super().__init__(place, f"celery, {pool}", argv, concurrency)
 
     def hand_in(self, count: int) -> None:
         for keywords in arguments(count):
@@ -192,7 +193,7 @@ class Procrastinate(Other):
         self._app = App(connector=SyncPsycopgConnector(conninfo=place.database_url, min_size=1, max_size=1))
         self._app.open()
         self._app.schema_manager.apply_schema()
-        super().__init__(place, argv, concurrency)
+        super().__init__(place, "procrastinate", argv, concurrency)
 
     def hand_in(self, count: int) -> None:
         self._app.configure_task("generate").batch_defer(*arguments(count))

@@ -1,7 +1,7 @@
 """How fast somebody does jobs while there is always more to do than is being done."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -33,64 +33,59 @@ class Pace:
         return self.jobs / self.seconds
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    at: float
-    completed: int
-    worker_cpu_s: float
-    all_cpu_s: float
-
-
 def measure(who: Contender, *, generation_s: float, window_s: float) -> Pace:
     """
     Have jobs done, and count those that are completed in a window of *window_s* seconds or a little more.
 
-    The window opens with the first completion: before, nothing can have ended. Somebody who does N at a time does them
-    in waves at first; so the window closes only when a multiple of N have been completed since it opened: whole waves.
+    Somebody who does N at a time does them in waves, at least at first: the window opens with the first completion and
+    closes when a multiple of N have been completed since. Whoever does as many as it can begins too many while nothing
+    comes back yet: the window opens a generation after the first completion.
 
     Raises:
         StackError: It does no jobs, or left.
     """
-    who.hand_in(who.reserve + (who.at_a_time or 0))
-    opened: _Reading | None = None
-    wanted: int | None = None
-    most_mb, weighed, began = 0.0, 0.0, time.monotonic()
-    while True:
-        completed, now = who.completed(), time.monotonic()
-        if opened is None and completed:
-            opened = _read(who, completed)
-        if opened is None and now - began > START_S + generation_s:
-            raise StackError(f"none of the jobs came to an end within {now - began:.0f} s")
-        if opened and now - weighed > WEIGH_S:
+    looks = _looks(who)
+    opened, before = _opened(who, looks, generation_s)
+    worker_s, helpers_s = _cpu_s(who.worker()), _cpu_s(who.helpers())
+    wave, wanted, most_mb, weighed = who.at_a_time or 1, 0, 0.0, 0.0
+    for now, completed in looks:
+        done, seconds = completed - before, now - opened
+        if now - weighed > WEIGH_S:
             most_mb, weighed = max(most_mb, _pss_mb(who.worker())), now
-        if opened and now - opened.at >= window_s:
-            wanted = wanted or _whole_waves(completed - opened.completed, who.at_a_time)
-            # Whoever does not complete a wave in so long is not going to.
-            if completed - opened.completed >= wanted or now - opened.at >= PATIENCE_S + 2 * (window_s + generation_s):
+        if seconds >= window_s:
+            wanted = wanted or (done // wave + 1) * wave
+            if done >= wanted:
                 break
+        if seconds >= PATIENCE_S + 2 * (window_s + generation_s):  # then that is what it does in so long
+            break
+    if not done:
+        raise StackError(f"only {completed} jobs came to an end")
+    worker_s, helpers_s = _cpu_s(who.worker()) - worker_s, _cpu_s(who.helpers()) - helpers_s
+    return Pace(done, seconds, worker_s, worker_s + helpers_s, most_mb)
+
+
+def _looks(who: Contender) -> Iterator[tuple[float, int]]:
+    """Give the time and how many are completed, again and again; see to it that others are waiting meanwhile."""
+    who.hand_in(who.reserve + (who.at_a_time or 0))
+    while True:
+        completed = who.completed()
+        yield time.monotonic(), completed
+        who.check()
         if (missing := who.reserve - who.waiting()) > who.reserve // 4:
             who.hand_in(missing)
-        who.check()
         time.sleep(LOOK_S)
-    closed = _read(who, completed)
-    if closed.completed == opened.completed:
-        raise StackError(f"only {completed} jobs came to an end")
-    return Pace(
-        closed.completed - opened.completed,
-        closed.at - opened.at,
-        closed.worker_cpu_s - opened.worker_cpu_s,
-        closed.all_cpu_s - opened.all_cpu_s,
-        most_mb,
-    )
 
 
-def _whole_waves(completed: int, at_a_time: int | None) -> int:
-    return (completed // at_a_time + 1) * at_a_time if at_a_time else completed
-
-
-def _read(who: Contender, completed: int) -> _Reading:
-    worker_s = _cpu_s(who.worker())
-    return _Reading(time.monotonic(), completed, worker_s, worker_s + _cpu_s(who.helpers()))
+def _opened(who: Contender, looks: Iterator[tuple[float, int]], generation_s: float) -> tuple[float, int]:
+    began = time.monotonic()
+    for now, completed in looks:
+        if completed:
+            break
+        if now - began > START_S + generation_s:
+            raise StackError(f"none of the jobs came to an end within {now - began:.0f} s")
+    if who.at_a_time:
+        return now, completed
+    return next(look for look in looks if look[0] - now >= generation_s)
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
