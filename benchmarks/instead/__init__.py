@@ -1,0 +1,1 @@
+"""What one could use instead of this product, and how that is measured (`benchmarks/cases/instead.py`)."""
