@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all, and what it is called."""
+"""A file that is there whole or not at all, what it is called, and how long who has it may take it for granted."""
 
 import hashlib
 import re
@@ -7,6 +7,9 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
+
+CACHED = "private, max-age=3600"
+"""How long a caller may take a file for granted: it never changes, but may be put under quarantine."""
 
 _ENDINGS = {
     "image/png": ".png",

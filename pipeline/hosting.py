@@ -23,13 +23,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
 from celery.worker import state
 
 from pipeline import telemetry
-from pipeline.worker import Worker
+
+if TYPE_CHECKING:
+    from pipeline.worker import Worker
 
 log = telemetry.get(__name__)
 
@@ -46,7 +48,7 @@ WORD_S = 3.0
 class Host:
     """The workers of this process and of those forked from it, each built on first use."""
 
-    def __init__(self, build: Callable[[], Worker]) -> None:
+    def __init__(self, build: "Callable[[], Worker]") -> None:
         self._build = build
         self._workers: dict[int, Worker] = {}  # by process id: a fork inherits the entry, but not the threads
         self._building = threading.Lock()
@@ -71,7 +73,7 @@ class Host:
 
         return TakeSigterm
 
-    def worker(self) -> Worker:
+    def worker(self) -> "Worker":
         """Give this process's worker; it begins by itself, as soon as the database is there."""
         with self._building:
             if (mine := self._workers.get(os.getpid())) is None:

@@ -27,6 +27,7 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
 from pipeline.errors import ConfigError, StorageFailed
+from pipeline.files import CACHED
 from pipeline.sniffing import is_shown
 
 PIECE_BYTES = 5 * 1024 * 1024
@@ -34,9 +35,6 @@ PIECE_BYTES = 5 * 1024 * 1024
 
 UPLOADS = 3
 """How many files are written at a time, each with two pieces in memory."""
-
-CACHED = "private, max-age=3600"
-"""How long a caller may take a file for granted: it never changes, but may be put under quarantine."""
 
 SIGNED_FOR = timedelta(minutes=5)
 

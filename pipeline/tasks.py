@@ -7,21 +7,20 @@ holds a pool slot for a moment only. Nothing here uses Celery's ETA, countdown, 
 
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.exceptions import Reject
 
 from pipeline import settings, telemetry, tracing
 from pipeline.broker import make_celery
-from pipeline.consumer import Consumer
 from pipeline.deployment import WORKER_POOL
 from pipeline.errors import ConfigError, FieldError, PipelineError, Unavailable
 from pipeline.hosting import Host
-from pipeline.lifecycle import messages
-from pipeline.runtime import Runtime
-from pipeline.store.database import Database
-from pipeline.worker import Worker
+
+if TYPE_CHECKING:
+    from pipeline.runtime import Runtime
+    from pipeline.worker import Worker
 
 log = telemetry.get(__name__)
 
@@ -31,21 +30,30 @@ try:
 except ConfigError as error:
     raise SystemExit(f"pipeline: {error.detail}") from None  # Celery would bury it under its own traceback
 celery = make_celery(_settings.broker_url)
-celery.conf.worker_consumer = Consumer
+celery.conf.worker_consumer = "pipeline.consumer:Consumer"
 
 
-def worker() -> Worker:
+def worker() -> "Worker":
     """Give the worker of this process."""
     return _host.worker()
 
 
-def _runtime() -> Runtime:
+def _worker() -> "Worker":
+    from pipeline.worker import Worker  # noqa: PLC0415 - half of all that is loaded, and beat reads this page too
+
+    return Worker(_runtime())
+
+
+def _runtime() -> "Runtime":
+    from pipeline.runtime import Runtime  # noqa: PLC0415 - beat never asks the database
+    from pipeline.store.database import Database  # noqa: PLC0415
+
     if _settings.otel_exporter_otlp_endpoint:
         tracing.begin("worker")
     return Runtime(_settings, Database(_settings.database_url, name="worker", pool_size=WORKER_POOL))
 
 
-_host = Host(lambda: Worker(_runtime()))
+_host = Host(_worker)
 celery.steps["worker"].add(_host.take_sigterm())
 
 
@@ -114,7 +122,7 @@ def enqueue(self: Any, /, *words: Any, **named: Any) -> None:  # whatever comes:
     While the database is away the message goes back to the queue.
     """
     try:
-        messages.take(worker().rt, self.request.id, words, named)
+        worker().take(self.request.id, words, named)
     except Unavailable:
         time.sleep(1.0)  # or the same message would come and go a thousand times a second
         raise Reject("the database is away", requeue=True) from None
@@ -124,7 +132,7 @@ def enqueue(self: Any, /, *words: Any, **named: Any) -> None:  # whatever comes:
 def _never_begun(sender: Any, task_id: Any, args: Any, kwargs: Any, **_: Any) -> None:
     """A call that Python itself refuses: one with an argument named self."""
     if sender.name == enqueue.name:
-        messages.take(worker().rt, task_id, args, kwargs)
+        worker().take(task_id, args, kwargs)
 
 
 @signals.task_unknown.connect
@@ -141,6 +149,8 @@ def _no_task_at_all(message: Any, **_: Any) -> None:
 
 def _drop(code: str, message: Any, problem: FieldError) -> None:
     """Record what never reached a task. It is acknowledged by now: while the database is away, the log alone tells."""
+    from pipeline.lifecycle import messages  # noqa: PLC0415 - for workers alone
+
     headers = message.headers if isinstance(message.headers, dict) else {}
     rt = _runtime()  # Celery says so in the process that hears the broker, which may have no worker of ours
     try:
@@ -171,6 +181,8 @@ def _without_contents(record: logging.LogRecord) -> bool:
 @signals.worker_init.connect
 def _ask_for_the_key(**_: Any) -> None:
     """Without one, do not begin; nor with a screen for prompts that is none."""
+    import pipeline.worker  # noqa: F401, PLC0415 - before the children of a pool are forked, which share it then
+
     try:
         rt = _runtime()
         rt.provider()

@@ -6,13 +6,15 @@ Celery tasks, beat and `pipeline sweep` only wake it. All it knows it reads from
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pipeline import telemetry
 from pipeline.broker import SWEEP_S
 from pipeline.deployment import HEARTBEAT_POOL
 from pipeline.errors import Unavailable
+from pipeline.lifecycle import messages
 from pipeline.lifecycle.account import Prober, SecretKeeper
 from pipeline.lifecycle.admit import Admitter
 from pipeline.lifecycle.archive import Archiver
@@ -98,6 +100,15 @@ class Worker:
         """Sweep, as beat says; that it does is told with the next heartbeat."""
         self._told_at = time.monotonic()
         self.wake("sweep")
+
+    def take(self, task_id: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """
+        Accept a job that came as a message, or record why not, see `messages`.
+
+        Raises:
+            Unavailable: Nothing was done; the same message may be taken again.
+        """
+        messages.take(self.rt, task_id, args, kwargs)
 
     def look_once(self) -> None:
         """Sweep and do what is due, once, instead of `start`; `stop` then waits for the answers."""

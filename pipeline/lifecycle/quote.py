@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import models, prices, telemetry
 from pipeline.errors import ConfigError, Rejected
@@ -13,7 +13,9 @@ from pipeline.runtime import Runtime
 from pipeline.store import account
 from pipeline.store import prices as price_list
 from pipeline.store.prices import Price, Question
-from pipeline.wavespeed import WaveSpeed
+
+if TYPE_CHECKING:
+    from pipeline.wavespeed import WaveSpeed
 
 log = telemetry.get(__name__)
 
@@ -28,7 +30,7 @@ SPARED_S = 5.0
 _one_at_a_time = threading.Lock()
 
 
-async def ask(rt: Runtime, provider: WaveSpeed, wanted: Mapping[Question, Mapping[str, Any]]) -> bool:
+async def ask(rt: Runtime, provider: "WaveSpeed", wanted: Mapping[Question, Mapping[str, Any]]) -> bool:
     """
     Ask for the price of each of *wanted* (an example of its inputs is the value), and keep the answers.
 

@@ -1,6 +1,6 @@
 """Review: a person releases outputs that were flagged as unsafe, or purges them. Who and when stands in the history."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pipeline import telemetry
@@ -8,8 +8,10 @@ from pipeline.errors import NotAllowedNow, StorageFailed, Unavailable, UnknownOu
 from pipeline.lifecycle.discard import discard
 from pipeline.outputs import Review
 from pipeline.runtime import Runtime
-from pipeline.storage import Storage
 from pipeline.store import reviews
+
+if TYPE_CHECKING:
+    from pipeline.storage import Storage
 
 log = telemetry.get(__name__)
 
@@ -104,7 +106,7 @@ def _served_as(key: str | None) -> str | None:
     return f"{SERVED}{key.removeprefix(HELD)}" if key and key.startswith(HELD) else key
 
 
-def _storage(rt: Runtime) -> Storage:
+def _storage(rt: Runtime) -> "Storage":
     if rt.storage is None:
         raise StorageFailed(f"The files are not where this process looks: {rt.storage_problem}.")
     return rt.storage

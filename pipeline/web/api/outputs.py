@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import UUID
 
 from flask import Blueprint, Response, request
@@ -19,16 +19,18 @@ from pipeline.errors import (
     UnknownJob,
     UnknownOutput,
 )
-from pipeline.files import name_of
+from pipeline.files import CACHED, name_of
 from pipeline.jobs import FINAL, State
 from pipeline.outputs import Kept, Review
 from pipeline.runtime import Runtime
-from pipeline.storage import CACHED, Storage
 from pipeline.store import reading, reviews
 from pipeline.store.services import Service
 from pipeline.web.api.jobs import id_of
 from pipeline.web.callers import caller
 from pipeline.web.openapi.calls import Answer, Body, Call, Header, Parameter, described
+
+if TYPE_CHECKING:
+    from pipeline.storage import Storage
 
 bp = Blueprint("outputs", __name__, url_prefix="/v1")
 
@@ -114,7 +116,7 @@ def _stored(rt: Runtime, service: Service, job_id: UUID, index: str) -> Any:
     return found
 
 
-def served(storage: Storage, asset: Any, *, encoded: bool = False) -> Response:
+def served(storage: "Storage", asset: Any, *, encoded: bool = False) -> Response:
     """The file as HTTP has it; a browser is kept from taking it for anything else than it is."""
     size = (asset.bytes + 2) // 3 * 4 if encoded else asset.bytes
     answer = Response(content_type="text/plain; charset=us-ascii" if encoded else asset.content_type)
