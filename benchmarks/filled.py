@@ -211,7 +211,8 @@ _ASIDE = """
     FROM pg_constraint c
     WHERE c.conrelid = ANY(%(tables)s::regclass[]) AND (c.contype = 'u' OR c.contype = 'p' AND c.conname = 'labels_pk')
     UNION ALL
-    SELECT i.indrelid::regclass::text, 'DROP INDEX ' || i.indexrelid::regclass, pg_get_indexdef(i.indexrelid)
+    SELECT i.indrelid::regclass::text, 'DROP INDEX ' || i.indexrelid::regclass,
+           replace(pg_get_indexdef(i.indexrelid), ' ON ONLY ', ' ON ')
     FROM pg_index i
     WHERE i.indrelid = ANY(%(tables)s::regclass[])
       AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = i.indexrelid AND c.contype IN ('u', 'p'))
@@ -235,23 +236,25 @@ def database(server_url: str, jobs: int) -> str:
     """The address of the database with so many jobs, which is filled unless the server has it."""
     name = f"jobs_{jobs}"
     with psycopg.connect(server_url, autocommit=True) as connection:
-        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone():
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
             connection.execute(f"DROP DATABASE IF EXISTS {name}_unfinished")
             connection.execute(f"CREATE DATABASE {name}_unfinished")
-            fill(_named(server_url, f"{name}_unfinished"), jobs)
+            unfinished = named(server_url, f"{name}_unfinished")
+            migrate(unfinished)
+            fill(unfinished, jobs)
             connection.execute(f"ALTER DATABASE {name}_unfinished RENAME TO {name}")
-    url = _named(server_url, name)
+    url = named(server_url, name)
     schema.upgrade(load({"DATABASE_URL": url}).database_url)  # one that was kept may be older than the code
     return url
 
 
-def _named(url: str, database: str) -> str:
+def named(url: str, database: str) -> str:
+    """The address of another database of the same server."""
     return f"{url.rpartition('/')[0]}/{database}"
 
 
-def fill(url: str, jobs: int) -> None:
-    """Migrate an empty database, and store so many jobs with all they left."""
-    began = time.monotonic()
+def migrate(url: str) -> None:
+    """Give an empty database its tables and services."""
     settings = load({"DATABASE_URL": url})
     schema.upgrade(settings.database_url)
     database = Database(settings.database_url, name="benchmark", pool_size=1)
@@ -261,6 +264,11 @@ def fill(url: str, jobs: int) -> None:
             services.change(tx, name, callback_url="https://shop.example/hook")
         services.create(tx, OPERATOR, operator=True)
     database.close()
+
+
+def fill(url: str, jobs: int) -> None:
+    """Store so many jobs, with all they left."""
+    began = time.monotonic()
     with psycopg.connect(url, autocommit=True, options=_SESSION) as connection:
         ids = [
             row[0] for row in connection.execute("SELECT id FROM services WHERE name <> %s ORDER BY name", [OPERATOR])
@@ -307,6 +315,7 @@ class _Tables:
         began = time.monotonic()
         with psycopg.connect(self.url, autocommit=True, options=_SESSION) as connection:
             said = psycopg.ClientCursor(connection)
+            connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
             if table == "stats":
                 values = {"days": RECENT_DAYS, "per_minute": self.jobs / DAYS / 1440, "services": self.services}
                 said.execute(_COUNTS, values | {"measures": _MEASURES})
@@ -316,6 +325,7 @@ class _Tables:
                 said.execute(_ROWS[table], self._values(first))
             for statement in (build for whose, build in self.aside if whose == table):
                 connection.execute(statement)
+            connection.execute(f"ALTER TABLE {table} RESET (autovacuum_enabled)")
             connection.execute(f"VACUUM (FREEZE, ANALYZE) {table}")
         return table, time.monotonic() - began
 
