@@ -66,13 +66,13 @@ def valkey() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def new_database(postgres: Server) -> Callable[[str], str]:
-    """Make an empty database of that name and give its URL."""
+def new_database(postgres: Server) -> Callable[..., str]:
+    """Make an empty database of that name, or a copy of one that nobody uses meanwhile, and give its URL."""
 
-    def make(name: str) -> str:
+    def make(name: str, like: str = "template1") -> str:
         with psycopg.connect(postgres.url, autocommit=True) as connection:
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-            connection.execute(f'CREATE DATABASE "{name}"')
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{like}"')
         return postgres.url.rsplit("/", 1)[0] + f"/{name}"
 
     return make

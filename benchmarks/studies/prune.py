@@ -14,61 +14,25 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import psycopg
 
-from pipeline.embedded import postgres
-from pipeline.jobs import Outcome, State
+from benchmarks import filled
+from benchmarks.life import Life, timed
 from pipeline.lifecycle import prune
-from pipeline.predictions import Prediction, Status
-from pipeline.retention import DAY_S, Kind
+from pipeline.retention import DAY_S, ENDED
 from pipeline.runtime import Runtime
-from pipeline.settings import Limits, load
-from pipeline.store import answers, claims, inbox, intake, retention, schema, services
+from pipeline.settings import load
 from pipeline.store import pruning as store
+from pipeline.store import retention, services
 from pipeline.store.database import Database
-from pipeline.store.moves import Move
 from pipeline.store.retention import ALL, Age
-from pipeline.store.tables import new_id
 
-SERVICES = 12
 GROWING = ("jobs", "attempts", "events", "callbacks", "notifications", "deliveries", "assets", "labels")
-MODEL = "openai/dall-e-2"
-FILL = """
-    SET search_path = pipeline; SET session_replication_role = replica;
-    CREATE TEMP TABLE made AS
-        SELECT gen_random_uuid() AS id, gen_random_uuid() AS notice, s.ids[1 + n % %(services)s] AS service_id,
-               now() - interval '40 days' - n * interval '1 second' AS at, n
-        FROM generate_series(1, %(jobs)s) n, (SELECT array_agg(id ORDER BY name) AS ids FROM services) s;
-    INSERT INTO jobs (id, service_id, model, input, metadata, state, deadline_at, outputs, error, finished_at,
-                      created_at, submitted_at, price, admitted, last_seq)
-    SELECT id, service_id, 'openai/dall-e-2',
-           jsonb_build_object('prompt', 'a lighthouse ' || n || repeat(' by the sea', 20)),
-           jsonb_build_object('env', 'production', 'order', n::text, 'customer', (n % 5000)::text),
-           CASE WHEN n % 40 = 1 THEN 'failed' ELSE 'completed' END, at, '[{"url": "https://cdn.example/1.png"}]',
-           CASE WHEN n % 40 = 1 THEN '{"code": "rejected"}'::jsonb END, at, at, at, 0.04, true, 6
-    FROM made;
-    INSERT INTO attempts (id, job_id, service_id, number, token, worker_id, started_at, ended_at, outcome,
-                          prediction_id)
-    SELECT gen_random_uuid(), id, service_id, 1, id::text, id, at, at, 'accepted', md5(n::text) FROM made;
-    INSERT INTO events (job_id, seq, at, kind, data)
-    SELECT id, k, at, 'job.' || k, '{"from": "queued"}' FROM made, generate_series(1, 6) k;
-    INSERT INTO callbacks (id, received_at, token, job_id, prediction_id, verdict, headers, body)
-    SELECT gen_random_uuid(), at, id::text, id, md5(n::text), 'applied', '{}', repeat('x', 900)::bytea FROM made;
-    INSERT INTO notifications (id, event, job_id, seq, state, created_at)
-    SELECT notice, 'job.completed', id, 5, 'delivered', at FROM made;
-    INSERT INTO deliveries (notification_id, number, at, target) SELECT notice, 1, at, 'https://shop.example' FROM made;
-    INSERT INTO assets (id, job_id, index, service_id, state, storage_key, sha256, bytes, content_type, stored_at)
-    SELECT gen_random_uuid(), id, 0, service_id, 'stored', 'files/' || md5(n::text), md5(n::text), 9, 'image/png', at
-    FROM made;
-    INSERT INTO idempotency_keys (service_id, key, fingerprint, job_id, created_at)
-    SELECT service_id, 'order-' || n, '', id, at FROM made WHERE n % 2 = 0;
-    INSERT INTO labels (service_id, name, value, job_id)
-    SELECT service_id, k, v, id FROM made, LATERAL (VALUES ('env', 'production'), ('order', n::text),
-                                                          ('customer', (n % 5000)::text)) l(k, v);
-"""
+OLD_DAYS = 90
+"""Half of what the database is filled with (`filled`) is older."""
 
 
 @dataclass
@@ -90,17 +54,15 @@ def main() -> None:
     parser.add_argument("--phase-s", type=float, default=15.0)
     parser.add_argument("--times", type=int, default=3)
     arguments = parser.parse_args()
-    with postgres.running() as server:
-        settings = load({"DATABASE_URL": server.url, "ARCHIVE_URL": "off"})
-        schema.upgrade(settings.database_url)
+    with ExitStack() as stack:
+        url = filled.database(stack.enter_context(filled.server(durable=False)), arguments.jobs)
+        settings = load({"DATABASE_URL": url, "ARCHIVE_URL": "off"})
         database = Database(settings.database_url, name="benchmark", pool_size=8)
+        stack.callback(database.close)
         rt = Runtime(settings, database)
         with database.transaction() as tx:
-            for number in range(SERVICES):
-                services.create(tx, f"service-{number:02}")
-            for kind in (Kind.COMPLETED, Kind.FAILED):
-                retention.keep(tx, Age(ALL, kind, 30 * DAY_S, files=False))
-        fill(server.url, arguments.jobs)
+            for kind in ENDED:
+                retention.keep(tx, Age(ALL, kind, OLD_DAYS * DAY_S, files=False))
         explain(rt)
         phases = {False: Phase(), True: Phase()}
         with Load(rt) as load_:
@@ -108,18 +70,6 @@ def main() -> None:
             for pruning in (False, True) * arguments.times:
                 run(rt, load_, phases[pruning], arguments.phase_s, pruning=pruning)
         report(phases)
-        rest(rt)
-        database.close()
-
-
-def fill(url: str, jobs: int) -> None:
-    """Store so many old jobs, with all that hangs on them."""
-    began = time.monotonic()
-    with psycopg.connect(url, autocommit=True) as connection:
-        sql = psycopg.ClientCursor(connection).mogrify(FILL.replace("% ", "%% "), {"jobs": jobs, "services": SERVICES})
-        connection.execute(sql)
-        connection.execute("VACUUM (ANALYZE)")
-    print(f"{jobs} jobs filled in {time.monotonic() - began:.0f} s")
 
 
 def explain(rt: Runtime) -> None:
@@ -150,12 +100,6 @@ def explain(rt: Runtime) -> None:
             print(plan)
 
 
-def accepted(one: claims.Start) -> answers.Answer:
-    """The provider took it."""
-    move = Move(one.job_id, State.PROCESSING, attempt_id=one.attempt_id, due_s=30.0, prediction_id=one.token)
-    return answers.Answer(one.attempt_id, Outcome.ACCEPTED, move, prediction_id=one.token, http_status=200)
-
-
 class Load:
     """New jobs, handed in, claimed, answered and called back about, one after the other, by two threads."""
 
@@ -181,42 +125,24 @@ class Load:
 
     def _run(self, number: int) -> None:
         with self._rt.db.transaction() as tx:
-            service = services.by_name(tx, f"service-{number:02}")
+            service = services.by_name(tx, filled.SERVICES[number])
         assert service
+        mine = Life(self._rt, [service.id])
         while not self._done.is_set():
-            with self._rt.db.transaction() as tx:
-                intake.add(
-                    tx, [intake.NewJob(service.id, MODEL, {"prompt": "a mill"}, 3600.0) for _ in range(self.AT_ONCE)]
-                )
-                tx.exec_driver_sql("UPDATE jobs SET admitted = true WHERE state = 'queued' AND NOT admitted")
-            began = time.perf_counter()
-            with self._rt.db.transaction() as tx:
-                starts = claims.claim(
-                    tx,
-                    worker_id=new_id(),
-                    limits=Limits(10_000_000, 10_000_000),
-                    window_s=1.0,
-                    lease_s=90.0,
-                    at_most=self.AT_ONCE,
-                ).starts
-            claimed_ms = 1000 * (time.perf_counter() - began)
-            with self._rt.db.transaction() as tx:
-                answers.record(tx, [accepted(one) for one in starts])
-            heard_ms = [self._hear(one.token) for one in starts]
+            mine.hand_in(self.AT_ONCE)
+            claim_ms: list[float] = []
+            callback_ms: list[float] = []
+            with timed(claim_ms):
+                starts = mine.claim(self.AT_ONCE)
+            mine.answer(starts)
+            for _ in starts:
+                with timed(callback_ms):
+                    mine.hear()
             with self._lock:
                 if phase := self.phase:
                     phase.jobs += len(starts)
-                    phase.claim_ms.append(claimed_ms)
-                    phase.callback_ms += heard_ms
-
-    def _hear(self, token: str) -> float:
-        done = Prediction(
-            id=token, status=Status.COMPLETED, said="completed", model=MODEL, outputs=("https://x/1.png",)
-        )
-        began = time.perf_counter()
-        with self._rt.db.transaction() as tx:
-            assert inbox.hear(tx, inbox.Delivery(token, {}, b"{}"), done, poll_s=30.0).verdict == "applied"
-        return 1000 * (time.perf_counter() - began)
+                    phase.claim_ms += claim_ms
+                    phase.callback_ms += callback_ms
 
 
 @contextmanager
@@ -261,14 +187,6 @@ def report(phases: dict[bool, Phase]) -> None:
     batch = statistics.quantiles(phases[True].batch_ms, n=20)
     print(f"jobs/s while pruning: {pruned / free:.2f} of those while not")
     print(f"one round of batches: p50 {batch[9]:.0f} ms, p95 {batch[18]:.0f} ms")
-
-
-def rest(rt: Runtime) -> None:
-    """Remove what is left, with nothing beside it."""
-    began = time.monotonic()
-    gone = prune.everything(rt, progress=lambda _: None).total()
-    took_s = time.monotonic() - began
-    print(f"the rest, alone and without rests: {gone} rows in {took_s:.0f} s, {gone / max(took_s, 0.001):.0f} a second")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import psutil
 import psycopg
 
+from benchmarks.life import snapshot
 from pipeline.embedded import stack
 from pipeline.embedded.stack import RunningStack
 from pipeline.sandbox import Sandbox
@@ -72,16 +73,6 @@ def backlog(running: RunningStack) -> Iterator[None]:
         done.set()
         thread.join()
         database.close()
-
-
-@contextmanager
-def snapshot(url: str, *, held: bool) -> Iterator[None]:
-    """Hold a snapshot, or none."""
-    with psycopg.connect(url) as connection:
-        if held:
-            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            connection.execute("SELECT count(*) FROM pipeline.jobs")
-        yield
 
 
 def completed(watch: psycopg.Connection) -> int:
