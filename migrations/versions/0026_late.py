@@ -5,8 +5,8 @@ The index is built beside the traffic; few rows are in it. The previous release 
 
 from alembic import op
 
-revision = "0025_late"
-down_revision = "0024_beat"
+revision = "0026_late"
+down_revision = "0025_labels"
 
 SCHEMA = "pipeline"
 INDEX = "attempts_late_idx"
