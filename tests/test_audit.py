@@ -87,6 +87,8 @@ def test_a_job_charged_twice_is_found(
     assert kinds(compared(rt)) == [Kind.UNKNOWN_TO_US]
     (one,) = compared(rt).differences
     assert (one.prediction_ids, one.job_ids) == ((first,), (job_id,))
+    execute(rt, "UPDATE attempts SET outcome = 'absent' WHERE number = 1")  # the provider's list was late
+    assert compared(rt).differences == [one]
 
     execute(rt, "UPDATE attempts SET outcome = 'accepted', prediction_id = :id WHERE number = 1", id=first)
     (twice,) = compared(rt).differences

@@ -9,7 +9,7 @@ from pipeline import views
 from pipeline.errors import InvalidInput, NotAllowedNow
 from pipeline.jobs import State, Via
 from pipeline.lifecycle import decide
-from pipeline.lifecycle.reconcile import delay_s
+from pipeline.lifecycle.proof import delay_s
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
 from pipeline.worker import Worker

@@ -30,7 +30,8 @@ from pipeline.settings import load
 from pipeline.store import catalogue, schema
 from pipeline.store.database import Database
 from pipeline.store.server import Server as Postgres
-from tests.factories import MODEL, execute, scalar
+from tests.conftest import Caller
+from tests.factories import MODEL, execute, processing, scalar
 from tests.fronts import Front, Message, fronting
 from tests.serving import serving
 
@@ -373,6 +374,13 @@ def test_a_halted_account_and_an_unknown_model_are_named(sound: Callable[..., Ru
     wrong = ailing(sound(default_model="openai/dall-e-9"))
     assert wrong["account_halted"].level == Level.FAIL
     assert MODEL in wrong["model_unknown"].words
+
+
+def test_a_list_that_shows_tasks_late_is_named(sound: Callable[..., Runtime], rt: Runtime, caller: Caller) -> None:
+    """What was taken for absent was there: some jobs may have been paid twice."""
+    processing(rt, caller.service)
+    execute(rt, "UPDATE attempts SET absent_at = started_at + interval '20 min'")
+    assert "20 min after" in ailing(sound())["list_late"].words
 
 
 def test_an_archive_that_cannot_be_written_is_named(sound: Callable[..., Runtime], tmp_path: Path) -> None:

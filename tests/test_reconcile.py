@@ -16,7 +16,7 @@ from pipeline.jobs import State, Via
 from pipeline.lifecycle.reconcile import Reconciler
 from pipeline.runtime import Runtime
 from pipeline.sandbox import Sandbox
-from pipeline.store import reading, workers
+from pipeline.store import missing, reading, workers
 from pipeline.store.alarms import DEAD_AFTER_S
 from pipeline.store.tables import new_id
 from pipeline.threads import Loop
@@ -51,7 +51,7 @@ LOST: dict[str, object] = {"lose_answer": 1, "webhook_drop": 1}
 NEVER: dict[str, object] = {"redirect_307": 1}
 """No answer that says so, and no task either."""
 
-ASKED_SEEN_CONCLUDED = {"window", "listed", "candidates", "complete", "absent", "next_look_s"}
+ASKED_SEEN_CONCLUDED = {"window", "listed", "candidates", "complete", "patience_s", "absent", "next_look_s"}
 
 WELL: dict[str, object] = {"lose_answer": 0, "redirect_307": 0}
 
@@ -431,6 +431,8 @@ def test_a_verdict_that_comes_after_absence_was_proven_is_still_taken(
 
     assert [attempt.outcome for attempt in attempts(rt, job_id)] == ["accepted"]
     assert len(sandbox.ledger()) == 1
+    with rt.db.transaction() as tx:
+        assert missing.lateness_s(tx)  # and what the list's word is worth is known now
 
 
 def test_a_list_that_cannot_be_read_proves_nothing(

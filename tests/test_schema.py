@@ -432,6 +432,11 @@ STATEMENTS: dict[str, tuple[Callable[[Connection, One], object], set[str]]] = {
     "expire_queued": (lambda tx, _: alarms.expire_queued(tx), {"jobs_deadline_idx", "jobs_pk"}),
     "claim_questions": (lambda tx, _: alarms.claim_questions(tx, at_most=50, lease_s=60.0), {"jobs_due_idx"}),
     "claim_missing": (lambda tx, _: missing.claim_missing(tx, at_most=500, lease_s=120.0), {"jobs_due_idx"}),
+    "lateness": (read(lambda tx, _: missing.lateness_s(tx)), {"attempts_late_idx"}),
+    "newest_known": (
+        read(lambda tx, _: missing.newest_known_at(tx, older_than_s=900.0)),
+        {"attempts_started_at_idx"},
+    ),
     "grant_polls": (lambda tx, _: account.grant_polls(tx, 50, per_minute=1200), {"jobs_due_idx"}),
     "admit": (read(lambda tx, _: admission.waiting(tx, at_most=200)), {"jobs_unadmitted_idx", "jobs_pk"}),
     "claim": (claim, {"jobs_due_idx", "jobs_ready_idx", "attempts_started_at_idx"}),

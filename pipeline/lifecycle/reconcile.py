@@ -2,20 +2,21 @@
 Reconcile: a paid POST whose answer was lost is looked for, never blindly repeated.
 
 The rungs: the callback that carries its token (heard at any time); an id that such a callback named but could
-not prove; the provider's list; and the proof of absence, two complete reads of that list.
+not prove; the provider's list; and the proof of absence, two complete reads of that list, see `proof`. A job that was
+submitted again for such a proof, and lost again, is looked for at all its times.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from uuid import UUID
 
-from pipeline import models, telemetry
+from pipeline import telemetry
 from pipeline.broker import SWEEP_S
 from pipeline.errors import KeyRefused, ProviderError, Rejected
 from pipeline.lifecycle.account import KeyCheck
+from pipeline.lifecycle.proof import Reading, Trust, delay_s, doubt, has_other_words, is_same_request
 from pipeline.predictions import Prediction
 from pipeline.runtime import Runtime
 from pipeline.store import account, missing
@@ -49,18 +50,12 @@ TOGETHER = timedelta(seconds=60)
 
 MAX_PAGES = 100
 PAGE_SIZE = 100
-LONGEST_DELAY_S = 3600.0
-GIVEN_UP_AFTER_S = 7 * 86400.0  # the provider keeps nothing for longer: then only a person can end it
 UNREAD_S = 10.0  # at most so long until a list that could not be read is asked for again
-UNREADABLE_FOR_S = 3600.0
+ASKED_AFTER_S = 3600.0
+"""How long beyond its patience a job waits for a list that cannot be read, or believed, before a person is asked."""
 
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the provider's list held in a window; `complete` when every page was read."""
-
-    items: Sequence[Prediction]
-    complete: bool
+LATE_FACTOR = 2.0
+"""So many times as long as a task of ours took to show, in the last days, the next ones are waited for."""
 
 
 class Reconciler:
@@ -73,6 +68,7 @@ class Reconciler:
         self._provider = provider
         self._key_check = KeyCheck(provider)
         self._clock_ahead: timedelta | None = None  # the provider's clock, less the database's
+        self._lateness_s: float | None = None  # of the list, as it was last told
 
     def look(self) -> float | None:
         """Take the unknown jobs whose time has come and look for each; again at once while there are more."""
@@ -104,17 +100,19 @@ class Reconciler:
         if not lost:
             return
         try:
-            self._learn_clock(clock)
+            newest_at = self._learn_clock(clock)
         except ProviderError as error:
-            self._unread(lost, error)
+            self._unread([one for one in lost if not one.earlier], error)
             return
+        trust = self._trust(newest_at)
+        proven: set[UUID] = set()
         groups = sorted(self._clusters(lost), key=lambda group: group[-1].started_at, reverse=True)
         failures = 0
         while groups:
             group, *groups = groups
             waited_s = time.monotonic() - clock.started
             try:
-                reading = self._read(group)
+                reading = self._read(group, trust)
             except ProviderError as error:
                 failures += 1
                 if self._is_of_the_model(error):
@@ -123,7 +121,8 @@ class Reconciler:
                     hopeless = groups
                 else:
                     hopeless = []
-                self._unread([one for other in (group, *hopeless) for one in other], error)
+                unread = {one.job_id for other in (group, *hopeless) for one in other}
+                self._unread([one for one in lost if one.job_id in unread and not one.earlier], error)
                 groups = [other for other in groups if other not in hopeless]
                 continue
             failures = 0
@@ -131,8 +130,21 @@ class Reconciler:
                 taken = missing.known_ids(tx, [item.id for item in reading.items])
             for one in group:
                 with self._rt.db.transaction() as tx:
-                    self._conclude(tx, one, reading, taken, age_s=one.age_s + waited_s)
+                    if self._conclude(tx, one, reading, taken, age_s=one.age_s + waited_s):
+                        proven.add(one.attempt_id)
+        self._submit_again(lost, proven)
         self._rt.nudge("submit", "archive", "notify")
+
+    def _submit_again(self, lost: Sequence[Missing], proven: set[UUID]) -> None:
+        """Give back to the queue the jobs of which no attempt has a task: each was looked for just now."""
+        in_doubt = {one.job_id for one in lost if one.attempt_id not in proven}
+        for one in lost:
+            if one.earlier or one.job_id in in_doubt:
+                continue
+            with self._rt.db.transaction() as tx:
+                moved = missing.requeue_absent(tx, one, why="two complete reads of the provider's list do not show it")
+            if moved:
+                log.warning("attempt.absent", job_id=str(one.job_id), absences=one.absences + 1)
 
     def _clusters(self, lost: Sequence[Missing]) -> Iterator[Sequence[Missing]]:
         """Those of one model whose windows lie together, by time."""
@@ -158,13 +170,13 @@ class Reconciler:
 
     def _unread(self, lost: Sequence[Missing], error: ProviderError) -> None:
         """The list could not be read: nothing is concluded, and it is asked for again soon."""
-        youngest_s = min(one.age_s for one in lost)
+        youngest_s = min((one.age_s for one in lost), default=UNREAD_S)
         log.warning("reconcile.list_unread", count=len(lost), why=error.code)
         with self._rt.db.transaction() as tx:
             again_s = max(error.retry_after_s or 0.0, min(max(youngest_s / 4, 1.0), UNREAD_S))
             missing.unread(tx, lost, next_s=again_s, why=error.code)
             for one in lost:
-                if one.age_s > self._rt.settings.unknown_patience_s + UNREADABLE_FOR_S:
+                if one.age_s > self._rt.settings.unknown_patience_s + ASKED_AFTER_S:
                     self._hold(tx, one, f"the provider's list could not be read ({error.code})")
         halted = False
         if isinstance(error, KeyRefused) and not self._loop.run(self._key_check.works()):
@@ -174,7 +186,8 @@ class Reconciler:
             log.error("account.halted", reason="key_refused")
         self._rt.nudge("notify")
 
-    def _conclude(self, tx: Transaction, one: Missing, reading: Reading, taken: set[str], age_s: float) -> None:
+    def _conclude(self, tx: Transaction, one: Missing, reading: Reading, taken: set[str], age_s: float) -> bool:
+        """Give an attempt the task that the list shows for it; True when it is proven that there is none."""
         first, last = self._window(one)
         candidates = [
             item
@@ -183,8 +196,8 @@ class Reconciler:
             and item.model in {None, one.model}
             and (item.created_at is None or first <= item.created_at <= last)
         ]
-        same = [item for item in candidates if item.input is not None and _same_request(item, one)]
-        unclear = [item for item in candidates if item not in same and not _has_other_words(item, one)]
+        same = [item for item in candidates if item.input is not None and is_same_request(item, one)]
+        unclear = [item for item in candidates if item not in same and not has_other_words(item, one)]
         found = None
         if same:
             found, why = same[-1], "the provider's list shows a task with this model and input"
@@ -193,14 +206,16 @@ class Reconciler:
         if found and missing.adopt(tx, one, found, poll_s=self._rt.settings.first_poll_s, why=why):
             taken.add(found.id)
             log.info("attempt.found", job_id=str(one.job_id), via="list")
-            return
-        patience_s = self._rt.settings.unknown_patience_s
+            return False
+        nothing = reading.complete and not same and not unclear
+        if one.earlier and nothing:
+            return True
+        patience_s = reading.trust.patience_s(one)
+        against = reading.trust.against(one, until=last, age_s=age_s) if nothing else doubt(reading, len(unclear))
+        absent = against is None and age_s >= patience_s
         gap_s = min(60.0, patience_s / 5)
-        absent = reading.complete and not same and not unclear and age_s >= patience_s
         if absent and one.absent_s is not None and one.absent_s >= gap_s:
-            if missing.requeue_absent(tx, one, why="two complete reads of the provider's list do not show it"):
-                log.warning("attempt.absent", job_id=str(one.job_id), age_s=round(age_s, 1))
-            return
+            return True
         missing.looked(
             tx,
             one,
@@ -210,9 +225,12 @@ class Reconciler:
             listed=len(reading.items),
             candidates=[item.id for item in (*same, *unclear)][:20],
             complete=reading.complete,
+            patience_s=round(patience_s, 1),
+            **({"why": against} if against and nothing and age_s >= patience_s else {}),
         )
-        if not absent and age_s >= patience_s:
-            self._hold(tx, one, _doubt(reading, len(unclear)))
+        if against and age_s >= patience_s + (ASKED_AFTER_S if nothing else 0.0):
+            self._hold(tx, one, against)
+        return False
 
     def _hold(self, tx: Transaction, one: Missing, reason: str) -> None:
         if missing.hold(tx, one, reason):
@@ -232,7 +250,7 @@ class Reconciler:
             found is None
             or found.model != one.model
             or (found.created_at and not first <= found.created_at <= last)
-            or (found.input is not None and not _same_request(found, one))
+            or (found.input is not None and not is_same_request(found, one))
         ):
             with self._rt.db.transaction() as tx:
                 missing.drop_hint(tx, one)
@@ -255,7 +273,7 @@ class Reconciler:
         """Whether a task in this attempt's window may be another's: its window may overlap at either end."""
         return missing.rivals(tx, one, slack_s=(self._slack() + CLOCK_SLACK).total_seconds()) > 0
 
-    def _read(self, lost: Sequence[Missing]) -> Reading:
+    def _read(self, lost: Sequence[Missing], trust: Trust) -> Reading:
         """Read the list once for attempts of one model that were under way at about the same time."""
         windows = [self._window(one) for one in lost]
         first, last = min(window[0] for window in windows), max(window[1] for window in windows)
@@ -270,14 +288,17 @@ class Reconciler:
             )
             items += page.items
             if page.count < PAGE_SIZE:
-                return Reading(items, complete=len(page.items) == page.count)
-        return Reading(items, complete=False)
+                return Reading(items, trust, complete=len(page.items) == page.count)
+        return Reading(items, trust, complete=False)
 
-    def _learn_clock(self, clock: "_Clock") -> None:
+    def _learn_clock(self, clock: "_Clock") -> datetime | None:
         """
         Compare the clocks anew: either may be set while we run, and a window beside the task would prove it absent.
 
         An answer that took long tells too little; when several did, the window is taken wide.
+
+        Returns:
+            When the newest task that the list shows was made, by the provider's clock; None when it does not say.
         """
         self._clock_ahead = None
         for _ in range(CLOCK_TRIES):
@@ -289,6 +310,22 @@ class Reconciler:
             if answered - asked < CLOCK_SLACK:
                 self._clock_ahead = page.server_time + timedelta(milliseconds=500) - (asked + (answered - asked) / 2)
                 break
+        if page.count == 0:
+            return datetime.min.replace(tzinfo=UTC)
+        return max((item.created_at for item in page.items if item.created_at), default=None)
+
+    def _trust(self, newest_at: datetime | None) -> Trust:
+        """How far the list is to be believed now, whose newest task is of *newest_at*."""
+        with self._rt.db.transaction() as tx:
+            lateness_s = missing.lateness_s(tx)
+            base_s = max(self._rt.settings.unknown_patience_s, LATE_FACTOR * (lateness_s or 0.0))
+            known_at = missing.newest_known_at(tx, older_than_s=base_s)
+        if lateness_s and lateness_s != self._lateness_s:
+            log.warning("reconcile.list_late", by_s=lateness_s, patience_s=base_s)
+        self._lateness_s = lateness_s
+        earliest = known_at and known_at + (self._clock_ahead or timedelta()) - self._slack()
+        behind = bool(earliest and newest_at and newest_at < earliest)
+        return Trust(base_s, late=lateness_s is not None, behind=behind, newest_at=newest_at)
 
 
 class _Clock:
@@ -300,40 +337,3 @@ class _Clock:
 
     def now(self) -> datetime:
         return self._now + timedelta(seconds=time.monotonic() - self.started)
-
-
-def _same_request(item: Prediction, one: Missing) -> bool:
-    """The same request, whichever of the options that we keep to ourselves the provider's echo has, or the job."""
-    return models.split(item.input or {})[0] == models.split(one.input)[0]
-
-
-def _has_other_words(item: Prediction, one: Missing) -> bool:
-    """
-    Whether a task was surely made from another prompt than an attempt's.
-
-    Other differences prove nothing: nobody promised that the list repeats an input to the letter. It may fill in
-    defaults, name a picture's copy, or cut the prompt short; a task of ours taken for another's would be paid again.
-    """
-    theirs, ours = (item.input or {}).get("prompt"), one.input.get("prompt")
-    if not isinstance(theirs, str) or not isinstance(ours, str):
-        return False
-    return not _plain(ours).startswith(_plain(theirs).rstrip(".… "))
-
-
-def _plain(words: str) -> str:
-    return " ".join(words.casefold().split())
-
-
-def _doubt(reading: Reading, unclear: int) -> str:
-    """Why neither the task nor its absence is proven."""
-    if not reading.complete:
-        return "the provider's list could not be read to its end"
-    return f"{unclear} tasks in the provider's list may be it, and the list does not show enough to tell"
-
-
-def delay_s(age_s: float, patience_s: float) -> float:
-    """Soon at first, then at half the age; once exactly when patience ends; hourly, and after 7 days once a week."""
-    if age_s > GIVEN_UP_AFTER_S:
-        return GIVEN_UP_AFTER_S
-    delay_s = min(max(2.0, age_s / 2), 60.0 if age_s < patience_s else LONGEST_DELAY_S)
-    return min(delay_s, patience_s - age_s + 0.1) if age_s < patience_s else max(delay_s, 10.0)

@@ -29,7 +29,7 @@ _COLUMNS = """a.prediction_id, j.id, j.model, j.price, j.state, j.prediction_id 
 _STARTED = text(f"""
     SELECT {_COLUMNS} FROM attempts a JOIN jobs j ON j.id = a.job_id
     WHERE a.started_at >= :since AND a.started_at < :until
-      AND (a.prediction_id IS NOT NULL OR a.outcome IS NULL OR a.outcome = 'lost')
+      AND (a.prediction_id IS NOT NULL OR a.outcome IS NULL OR a.outcome IN ('lost', 'absent'))
     ORDER BY a.started_at
 """)
 

@@ -221,6 +221,12 @@ class AttemptRow(Base):
         UniqueConstraint("job_id", "number"),
         # The sliding log of the limiter: how many starts in the last minute, and whose.
         Index("attempts_started_at_idx", "started_at", postgresql_include=["service_id", "outcome", "ended_at"]),
+        # Those whose tasks the provider's list showed late.
+        Index(
+            "attempts_late_idx",
+            "absent_at",
+            postgresql_where=text(f"outcome = '{Outcome.ACCEPTED}' AND absent_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)

@@ -72,6 +72,7 @@ polled = st.sampled_from(["truth", "truth", "truth", "running", "busy", "missing
 ODD = ["contradictory", "stale", "nobody's", "replayed", "unreadable", "forged"]
 OPPOSITE = {"completed": "failed", "failed": "completed"}
 prompts = st.sampled_from(PROMPTS)
+lags = st.sampled_from([0.0, 0.0, 0.0, 60.0, 5000.0])  # longer than the patience of those who look: 20 s
 seldom = st.sampled_from([False, False, False, True])
 
 
@@ -120,12 +121,14 @@ class Lifecycle(RuleBasedStateMachine):
         for process in self.fleet.submits:
             process.revive()
 
-    @initialize(exclusive=st.booleans(), list_shows_input=st.booleans())
-    def begin(self, exclusive: bool, list_shows_input: bool) -> None:
-        """Choose how the account is: these two decide what the list can prove."""
+    @initialize(exclusive=st.booleans(), list_shows_input=st.booleans(), list_lag_s=lags)
+    def begin(self, exclusive: bool, list_shows_input: bool, list_lag_s: float) -> None:
+        """Choose how the account is: these decide what the list can prove."""
         self.exclusive = exclusive
         self.rt = Runtime(self.rt.settings.model_copy(update={"account_exclusive": exclusive}), self.rt.db)
         self.provider.list_shows_input = list_shows_input
+        self.provider.list_lag_s = list_lag_s
+        self.ledger.false_proofs = truth.MOST_FALSE_PROOFS if list_lag_s else 0
 
     # Callers
 

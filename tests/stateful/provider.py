@@ -91,6 +91,7 @@ class Provider:
         self.gates: dict[str, Gate] = {}
         self.key_works = True
         self.list_shows_input = True
+        self.list_lag_s = 0.0  # how long a task takes to show in the list
         self._ids = itertools.count(1)
 
     def make(self, model: str, given: dict[str, Any], token: str | None = None) -> Task:
@@ -167,11 +168,14 @@ class Provider:
 
     def _list(self, query: dict[str, Any], gate: Gate | None) -> bytes:
         """Newest first, as it was when it was asked for. Who asks for one item asks for the clock, and is not held."""
-        when = {"Date": format_datetime(datetime.now(UTC).replace(microsecond=0), usegmt=True)}
+        now = datetime.now(UTC)
+        when = {"Date": format_datetime(now.replace(microsecond=0), usegmt=True)}
+        listed = [task for task in self.tasks if task.created_at <= now - timedelta(seconds=self.list_lag_s)]
         if query["page_size"] == 1:
-            return http(200, _enveloped({"items": []}), **when)
+            newest = sorted(listed, key=lambda task: task.created_at)[-1:]
+            return http(200, _enveloped({"items": [task.shown() for task in newest]}), **when)
         first, last = (datetime.fromisoformat(query[name]) for name in ("created_after", "created_before"))
-        seen = [task for task in self.tasks if task.model == query["model"] and first <= task.created_at <= last]
+        seen = [task for task in listed if task.model == query["model"] and first <= task.created_at <= last]
         start = (query["page"] - 1) * query["page_size"]
         page = sorted(seen, key=lambda task: task.created_at, reverse=True)[start : start + query["page_size"]]
         items = [task.shown(with_input=self.list_shows_input) for task in page]

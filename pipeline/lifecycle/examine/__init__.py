@@ -46,5 +46,6 @@ def examine(rt: Runtime, deployment: Deployment | None = None) -> Iterator[Findi
             yield work.models(rt)
             yield work.screen(rt)
             yield from work.work(rt)
+            yield work.lost(rt)
     except Unavailable as error:  # it has just gone, or takes no writes
         yield database.unreachable(rt, error)

@@ -6,7 +6,7 @@ from pipeline.broker import SWEEP_S
 from pipeline.errors import ConfigError
 from pipeline.lifecycle.examine.findings import Finding, fail, ok, warn
 from pipeline.runtime import Runtime
-from pipeline.store import account, catalogue, screens, workers
+from pipeline.store import account, catalogue, missing, screens, workers
 from pipeline.store.alarms import DEAD_AFTER_S
 
 SWEEP_LATE_S = 6 * SWEEP_S
@@ -42,6 +42,19 @@ def screen(rt: Runtime) -> Finding:
     except ConfigError as error:
         return fail("screen", "screen_broken", error.detail, "mend or unset PROMPT_SCREEN")
     return ok("screen", f"{terms} terms{own}; see `pipeline screens`")
+
+
+def lost(rt: Runtime) -> Finding:
+    """Whether the provider's list can prove that a lost POST never came to be."""
+    with rt.db.transaction() as tx:
+        lateness_s = missing.lateness_s(tx)
+    if lateness_s is None:
+        return ok("list", "what was lost and found again had shown in the provider's list in time")
+    words = (
+        f"the provider's list did not show a task of ours {lateness_s / 60:.0f} min after its POST, though it was made"
+    )
+    todo = "pipeline reconcile: was any job paid twice? For a week what is lost waits longer, see UNKNOWN_PATIENCE_S"
+    return warn("list", "list_late", words, todo)
 
 
 def work(rt: Runtime) -> Iterator[Finding]:

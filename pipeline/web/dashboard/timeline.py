@@ -223,7 +223,7 @@ def _acts(story: Story) -> Iterator[Entry]:
 def _fact(name: str, value: Any) -> str:
     if name == "bytes" and isinstance(value, int):
         return size(value)
-    if name == "next_look_s" and isinstance(value, int | float):
+    if name in {"next_look_s", "patience_s"} and isinstance(value, int | float):
         return duration(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return discreet(text)
