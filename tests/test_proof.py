@@ -369,6 +369,36 @@ def test_its_first_task_is_found_though_it_was_taken_for_absent(
     assert scalar(rt, by_number) == current
 
 
+def test_a_callback_that_names_its_first_task_is_followed(
+    make_rt: MakeRuntime, caller: Caller, start_worker: StartWorker
+) -> None:
+    """It came too late to be believed by itself, and to an attempt that was taken for absent: the provider knows it."""
+    task = {
+        "id": prediction_id(),
+        "model": MODEL,
+        "status": "processing",
+        "created_at": (datetime.now(UTC) - timedelta(minutes=30)).isoformat(),
+    }
+
+    def answer(request: Request, connection: socket.socket) -> None:
+        date = format_datetime(datetime.now(UTC), usegmt=True)
+        connection.sendall(http(200, {"data": task if request.method == "GET" else {"items": []}}, Date=date))
+
+    with wire(answer) as server:
+        rt = make_rt(wavespeed_base_url=server.url, unknown_patience_s=PATIENCE_S)
+        job_id = lost_twice(rt, caller)
+        execute(rt, "UPDATE attempts SET hint_id = :id WHERE outcome = 'absent'", id=task["id"])
+        worker = start_worker(rt)
+        swept(worker, lambda: look_now(rt) or state(rt, job_id) == State.PROCESSING)  # type: ignore[func-returns-value]
+        worker.stop()
+
+    assert [(one.outcome, one.prediction_id) for one in attempts(rt, job_id)] == [
+        ("accepted", task["id"]),
+        ("lost", None),
+    ]
+    assert row(rt, job_id).prediction_id == task["id"]
+
+
 def test_a_task_that_may_be_its_first_keeps_it_from_a_third(
     make_rt: MakeRuntime, caller: Caller, start_worker: StartWorker
 ) -> None:
