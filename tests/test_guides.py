@@ -44,6 +44,7 @@ NOT_OURS = {
     *("REDIS_URL", "CLOUDAMQP_URL", "PORT", "WEB_CONCURRENCY", "REMAP_SIGTERM"),  # the platform's
     *("AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),  # the bucket's
     *("PIPELINE_URL", "PIPELINE_KEY"),  # the client's
+    "MALLOC_ARENA_MAX",  # the C library's
 }
 """Variables that are none of `Settings`."""
 
@@ -223,6 +224,8 @@ def test_the_units_of_systemd_start_what_the_procfile_does(unit: str, line: str)
     command = units()[unit]["ExecStart"].removeprefix(bin_dir)
     command = command.replace("--host 127.0.0.1", "--host 0.0.0.0")  # a proxy is before it
     expected = re.sub(r"\$\{(\w+):-\d+\}", r"${\1}", procfile.read()[line])  # systemd has no defaults
+    if variables := units()[unit].get("Environment"):  # where the shell has `env`
+        command = f"env {variables} {command}"
     expected = expected.replace("%", "%%").replace("$$", "%i")  # its own signs; the instance instead of the shell's pid
     assert command == expected
     assert units()[unit]["ExecStart"].startswith(bin_dir)

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
@@ -127,6 +128,12 @@ def test_migrations_go_up_down_and_up_again(new_database: NewDatabase, described
     schema.upgrade(url)
     with connected(url) as tx:
         assert definitions(tx) == described
+
+
+def test_the_order_of_the_migrations_is_that_of_their_files() -> None:
+    """Web servers go by the names, without Alembic; it goes by what stands in them."""
+    walked = ScriptDirectory(str(Path(schema.__file__).parents[2] / "migrations")).walk_revisions()
+    assert schema.known() == [revision.revision for revision in walked][::-1]
 
 
 @pytest.mark.slow  # that all of them can be is asked each time, one test above

@@ -8,20 +8,18 @@ What a line shares with processes outside of it PSS counts in part; alone on a d
 """
 
 import json
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import HTTPError
 from uuid import uuid4
 
 import psycopg
 
-from benchmarks.costs import memory, most_memory
+from benchmarks import costs, stacks
 from benchmarks.harness import Case, Figures, Plan, Side
 from pipeline.embedded import procfile, stack
 from pipeline.embedded.processes import wait_until
@@ -34,14 +32,14 @@ REST_S = 5.0
 FILE_KB = 1024
 END_WITHIN_S = 300.0
 
-DONE = """
+_DONE = """
     SELECT (SELECT count(*) FROM pipeline.notifications WHERE state = 'delivered') >= %(jobs)s
        AND (SELECT count(*) FROM pipeline.assets WHERE state = 'stored') >= %(jobs)s
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class _Load:
     """So many jobs, and so many callers who hand in one by one, and wait."""
 
     jobs: int
@@ -52,66 +50,66 @@ class Load:
 def sides(plan: Plan) -> Iterator[Mapping[str, Side]]:
     """Nothing is shared: memory that one run has taken must not be there for the next."""
     jobs, waiting = plan.pick(600, 12), plan.pick(40, 2)
-    load = Load(int(plan.options.get("jobs", jobs)), int(plan.options.get("waiting", waiting)))
-    heroku = of_app_json()
+    load = _Load(int(plan.options.get("jobs", jobs)), int(plan.options.get("waiting", waiting)))
+    heroku = _of_app_json()
     as_there = " ".join(f"{name}={value}" for name, value in heroku.items())
     yield {
-        "idle": lambda: run(None, {}),
-        "under load": lambda: run(load, {}),
-        f"under load, {as_there}": lambda: run(load, heroku),
+        "idle": lambda: _run(None, {}),
+        "under load": lambda: _run(load, {}),
+        f"under load, {as_there}": lambda: _run(load, heroku),
     }
 
 
-def of_app_json() -> Mapping[str, str]:
+def _of_app_json() -> Mapping[str, str]:
     """The variables by which the web server's size on a dyno differs from its size elsewhere."""
     made = json.loads((procfile.PROCFILE.parent / "app.json").read_text())
     return {name: made["env"][name]["value"] for name in ("WEB_CONCURRENCY", "WEB_THREADS")}
 
 
-def run(load: Load | None, env: Mapping[str, str]) -> Figures:
+def _run(load: _Load | None, env: Mapping[str, str]) -> Figures:
     """One stack, at rest or with this load."""
-    with stack.running(env=env) as running:
+    with stack.running(env={**stacks.LIMITS, **env}) as running:
         Sandbox(running.sandbox_url).faults(file_kb=FILE_KB, generation_s=[0.2, 2.0])
         time.sleep(REST_S)
         if load is None:
-            return figures(memory(running))
-        with most_memory(running) as most:
-            work(running, load)
-        return figures(most)
+            return _figures(costs.memory(running))
+        with costs.most_memory(running) as most:
+            _work(running, load)
+        return _figures(most)
 
 
-def figures(sizes: Mapping[str, Mapping[str, float]]) -> Figures:
+def _figures(sizes: Mapping[str, Mapping[str, float]]) -> Figures:
     """Each kind of size, line by line."""
     return {f"{kind} MB, {line}": sizes[line][kind] for kind in ("PSS", "RSS") for line in sizes}
 
 
-def work(running: RunningStack, load: Load) -> None:
+def _work(running: RunningStack, load: _Load) -> None:
     """Hand in all jobs; return when each file is stored and each caller told."""
-    call(running, "/openapi.json")
+    _call(running, "/openapi.json")
     singles = load.jobs // 3
-    with a_receiver() as url, ThreadPoolExecutor(load.waiting) as callers:
-        prompts = [f"memory {number}" for number in range(load.jobs)]
-        jobs = [json.dumps({"input": {"prompt": prompt}, "callback_url": url}) for prompt in prompts]
+    told = {"callback_url": f"{running.sandbox_url}/_sandbox/receiver"}
+    jobs = [json.dumps(job) for job in stacks.prompts(load.jobs, **told)]
+    with ThreadPoolExecutor(load.waiting) as callers:
 
         def one(job: str) -> None:
-            call(running, "/v1/jobs", job, **{"Content-Type": "application/json", "Prefer": "wait=25"})
-            call(running, "/v1/jobs?limit=100")
+            _call(running, "/v1/jobs", job, **{"Content-Type": "application/json", "Prefer": "wait=25"})
+            _call(running, "/v1/jobs?limit=100")
 
         waiting = [callers.submit(one, job) for job in jobs[:singles]]
         for batch in (jobs[singles::2], jobs[singles + 1 :: 2]):
-            call(running, "/v1/jobs/batch", "\n".join(batch), **{"Content-Type": "application/x-ndjson"})
+            _call(running, "/v1/jobs/batch", "\n".join(batch), **{"Content-Type": "application/x-ndjson"})
         for each in waiting:
             each.result()
         with psycopg.connect(running.database_url, autocommit=True) as db:
 
             def done() -> bool:
-                row = db.execute(DONE, {"jobs": load.jobs}).fetchone()
+                row = db.execute(_DONE, {"jobs": load.jobs}).fetchone()
                 return bool(row and row[0])
 
             assert wait_until(done, END_WITHIN_S, every_s=0.2), "some job, file or notification is missing"
 
 
-def call(running: RunningStack, path: str, body: str | None = None, **headers: str) -> None:
+def _call(running: RunningStack, path: str, body: str | None = None, **headers: str) -> None:
     """As good callers do it: what is answered 503 is sent again, with the same key."""
     headers |= {"Authorization": f"Bearer {running.api_key}", "Idempotency-Key": str(uuid4())}
     request = urllib.request.Request(running.url + path, body.encode() if body else None, headers)
@@ -125,29 +123,6 @@ def call(running: RunningStack, path: str, body: str | None = None, **headers: s
             if error.code != 503 or time.monotonic() > end:
                 raise
             time.sleep(1.0)
-
-
-@contextmanager
-def a_receiver() -> Iterator[str]:
-    """The address of somebody who is told, and says no more."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Receiver) as server:
-        threading.Thread(target=server.serve_forever, name="receiver", daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/told"
-        finally:
-            server.shutdown()
-
-
-class _Receiver(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the terminal is the harness's."""
 
 
 CASE = Case("memory", "Memory of the Procfile's processes, the most of each line, in MB.", sides, baseline="idle")
