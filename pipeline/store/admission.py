@@ -9,6 +9,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from pipeline.store.plans import READ_IN_ORDER, locked
+from pipeline.store.tables import UNADMITTED
+
 
 @dataclass(frozen=True, slots=True)
 class Applicant:
@@ -21,23 +24,24 @@ class Applicant:
     callback_url: str | None
 
 
-_WAITING = text("""
+# Each service's own, along one index: rows that are compared whole fit no other.
+_WAITING = text(f"""
     SELECT j.id, j.service_id, j.model, j.input, j.callback_url
     FROM (
         SELECT w.id, w.place, w.due_at FROM services s CROSS JOIN LATERAL (
-            SELECT id, due_at, row_number() OVER (ORDER BY due_at) AS place FROM jobs
-            WHERE service_id = s.id AND state = 'queued' AND NOT admitted AND due_at <= statement_timestamp()
-            ORDER BY due_at LIMIT :at_most
+            SELECT id, due_at, row_number() OVER (ORDER BY due_at) AS place FROM (
+                SELECT id, due_at FROM jobs
+                WHERE {UNADMITTED} AND (service_id, due_at) >= (s.id, '-infinity')
+                  AND (service_id, due_at) <= (s.id, statement_timestamp())
+                ORDER BY service_id, due_at LIMIT :at_most
+            ) first
         ) w
         ORDER BY w.place, w.due_at LIMIT :at_most
-    ) w JOIN jobs j ON j.id = w.id
+    ) w CROSS JOIN LATERAL (SELECT * FROM jobs WHERE jobs.id = w.id LIMIT 1) j
     ORDER BY w.place, w.due_at
 """)
 
-_LOCK = text("""
-    SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'queued' AND NOT admitted
-    ORDER BY id FOR UPDATE SKIP LOCKED
-""")
+_LOCK = text(locked("SELECT unnest(CAST(:ids AS uuid[])) AS id", still=UNADMITTED))
 
 # A claim looks for what is due since a few seconds before the last sweep, see `alarms`: what waited longer than that to
 # be admitted is due from now on, one after the other.
@@ -57,6 +61,7 @@ _FOUND_S = 5.0
 
 def waiting(tx: Connection, *, at_most: int) -> list[Applicant]:
     """Those whose time has come: of each service in turn, the longest waiting first."""
+    tx.execute(READ_IN_ORDER)
     return [Applicant(*row) for row in tx.execute(_WAITING, {"at_most": at_most})]
 
 

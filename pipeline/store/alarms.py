@@ -12,7 +12,9 @@ from pipeline.outputs import Policy
 from pipeline.store import budgets, stats
 from pipeline.store.catalogue import MODELS_AGE_S
 from pipeline.store.moves import Move, advance
+from pipeline.store.plans import READ_IN_ORDER, unseen
 from pipeline.store.pruning import EVERY_S as PRUNE_EVERY_S
+from pipeline.store.tables import UNADMITTED
 from pipeline.store.workers import DEAD
 
 DEAD_AFTER_S = 12.0
@@ -30,13 +32,13 @@ ASK_EXPIRED_FOR_S = 86_400.0
 LONGEST_WRITE_S = 15.0
 """A job that came by a transaction longer than this may be claimed only after the next sweep."""
 
-# min() and not EXISTS: it can only be read off the index. Of a table where half the rows are due, EXISTS expects to
-# find one on the first page, and reads them all when they happen to lie at the end.
+# The first in an index's order, and not EXISTS: of a table where half the rows are due, that expects to find one on the
+# first page, and reads them all when they happen to lie at the end. Rows that are compared whole fit no other index.
 #
 # While somebody holds a snapshot, an index keeps an entry for whatever was due since. So what is found here is noted:
 # who looks need not step over what was due before, as alarms are never set into the past. Once a minute everything is
 # looked at all the same: a transaction that took long, or a person, may have written an alarm before the mark.
-_DUE = text("""
+_DUE = text(f"""
     WITH mark AS MATERIALIZED (
         SELECT CASE WHEN whole THEN '-infinity' ELSE queued_from END AS queued,
                CASE WHEN whole THEN '-infinity' ELSE in_flight_from END AS in_flight
@@ -46,8 +48,11 @@ _DUE = text("""
             FROM account WHERE id = 1
         ) a
     ), first AS MATERIALIZED (
-        SELECT (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND NOT admitted) AS unadmitted,
-               (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted AND due_at >= m.queued) AS queued,
+        SELECT (SELECT due_at FROM jobs WHERE {UNADMITTED} ORDER BY due_at LIMIT 1) AS unadmitted,
+               (SELECT due_at FROM jobs
+                WHERE due_at IS NOT NULL AND (state, due_at) >= ('queued', m.queued)
+                  AND (state, due_at) <= ('queued', 'infinity') AND admitted
+                ORDER BY state, due_at LIMIT 1) AS queued,
                (SELECT min(due_at) FROM jobs WHERE state = 'submitting' AND due_at >= m.in_flight) AS submitting,
                (SELECT min(due_at) FROM jobs WHERE state = 'processing' AND due_at >= m.in_flight) AS processing,
                (SELECT min(due_at) FROM jobs WHERE state = 'unknown' AND due_at >= m.in_flight) AS unknown,
@@ -83,6 +88,7 @@ def due(tx: Connection) -> list[str]:
         "longest_write_s": LONGEST_WRITE_S,
         "prune_every_s": PRUNE_EVERY_S,
     }
+    tx.execute(READ_IN_ORDER)
     found = tx.execute(_DUE, ages).one()
     return [duty for duty, is_due in found._mapping.items() if is_due]
 
@@ -215,13 +221,13 @@ def claim_questions(tx: Connection, *, at_most: int, lease_s: float) -> list[Que
 
 def ask_again(tx: Connection, job_ids: Mapping[UUID, float]) -> None:
     """Set the next poll of each running job, in seconds from now; its deadline, when that is earlier."""
-    statement = text("""
+    statement = text(f"""
         UPDATE jobs j SET due_at = CASE
             WHEN j.state = 'processing' AND j.deadline_at > clock_timestamp()
                 THEN least(clock_timestamp() + make_interval(secs => w.s), j.deadline_at)
             ELSE clock_timestamp() + make_interval(secs => w.s) END
         FROM unnest(CAST(:ids AS uuid[]), CAST(:seconds AS float8[])) AS w(id, s)
-        WHERE j.id = w.id AND j.state IN ('processing', 'expired')
+        WHERE j.id = w.id AND {unseen("j.state IN ('processing', 'expired')")}
     """)
     if job_ids:
         tx.execute(statement, {"ids": [str(job_id) for job_id in job_ids], "seconds": list(job_ids.values())})

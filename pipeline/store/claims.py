@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs import IN_FLIGHT
 from pipeline.settings import Limits
+from pipeline.store.plans import IN_ORDER_FROM_NOW, READ_IN_ORDER, locked
 from pipeline.store.tables import new_id, one_of
 
 BATCH = 100
@@ -49,15 +50,18 @@ class Claim:
     calm: bool = True
 
 
-_LOCK = text("""
+# Whether there is a backlog is read off one index: rows that are compared whole fit no other.
+_LOCK = text(f"""
     SELECT a.halted_reason IS NOT NULL AS halted, a.trial, a.recent, a.in_flight_cap,
            extract(epoch FROM a.backoff_until - clock_timestamp())::float8 AS backoff_s,
            a.pacer IS NULL OR a.pacer = :worker_id OR a.pacer_until < clock_timestamp() AS may_pace,
            a.cap_changed_at < clock_timestamp() - make_interval(secs => :cap_regained_s) AS cap_may_grow,
            a.backoff_at > clock_timestamp() - make_interval(secs => :cap_regained_s) IS TRUE AS just_refused,
-           a.queued_from, a.in_flight_from,
-           (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND admitted AND due_at >= a.queued_from)
-               <= statement_timestamp() IS TRUE AS backlog
+           a.queued_from, a.in_flight_from, {IN_ORDER_FROM_NOW} AS in_order,
+           (SELECT due_at FROM jobs
+            WHERE due_at IS NOT NULL AND (state, due_at) >= ('queued', a.queued_from)
+              AND (state, due_at) <= ('queued', 'infinity') AND admitted
+            ORDER BY state, due_at LIMIT 1) <= statement_timestamp() IS TRUE AS backlog
     FROM account a WHERE a.id = 1 FOR UPDATE
 """)
 
@@ -102,14 +106,12 @@ _CLAIM = text(f"""
         ) q
         WHERE s.paused_at IS NULL
           AND (s.max_in_flight IS NULL OR q.place <= s.max_in_flight - coalesce(f.n, 0))
+    ), first AS MATERIALIZED (
+        SELECT id FROM turns ORDER BY CASE WHEN :trial THEN price END, turn, id  -- a trial risks little
+        LIMIT (SELECT greatest(0, least(:at_most, :quota - starts, :cap - in_flight,
+                                        CASE WHEN :trial THEN 1 - submitting ELSE :at_most END)) FROM used)
     ), chosen AS (
-        SELECT j.id FROM jobs j
-        WHERE j.state = 'queued' AND j.id IN (
-            SELECT id FROM turns ORDER BY CASE WHEN :trial THEN price END, turn, id  -- a trial risks little
-            LIMIT (SELECT greatest(0, least(:at_most, :quota - starts, :cap - in_flight,
-                                            CASE WHEN :trial THEN 1 - submitting ELSE :at_most END)) FROM used)
-        )
-        ORDER BY j.id FOR UPDATE SKIP LOCKED
+        {locked("SELECT id FROM first", still="state = 'queued'")}
     ), tickets AS (
         SELECT c.id, t.attempt_id, t.token
         FROM (SELECT id, row_number() OVER () AS n FROM chosen) c
@@ -200,6 +202,7 @@ def cheapest(tx: Connection) -> Decimal | None:
     statement = text(
         f"SELECT min(queue.price) FROM services s CROSS JOIN LATERAL ({_HEAD}) queue WHERE s.paused_at IS NULL"
     )
+    tx.execute(READ_IN_ORDER)
     found: Decimal | None = tx.execute(statement, {"queued_from": datetime.fromtimestamp(0, UTC)}).scalar_one()
     return found
 

@@ -14,7 +14,7 @@ from psycopg.errors import (
     UniqueViolation,
 )
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, NotSupportedError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -39,14 +39,6 @@ _OPTIONS = {
     "jit": "off",  # compiling costs more than any statement of ours
     "search_path": "pipeline",
 }
-
-READ_BY_INDEX = text("""
-    SELECT set_config('enable_' || way, 'off', true) FROM unnest(ARRAY['seqscan', 'hashjoin', 'mergejoin']) way
-""")
-"""
-For the rest of a transaction that reads a little of large tables. Their statistics are of yesterday: by them it looks
-like more than it is, and whole tables would be read for it now and then.
-"""
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ from pipeline.jobs import IN_FLIGHT
 from pipeline.store.alarms import DEAD_AFTER_S
 from pipeline.store.custody import AT_MOST
 from pipeline.store.notifications import LANES
+from pipeline.store.plans import READ_IN_ORDER
 from pipeline.store.tables import one_of
 from pipeline.store.workers import DEAD
 
@@ -71,24 +72,20 @@ _JOBS = " UNION ALL ".join(
     if state != "queued"
 )
 
-# Beside a paused service, the first of the queue are read in the order of one index: statistics, which take state and
-# alarm for unrelated, like another better, and a long queue would be sorted. Rows that are compared whole fit no other.
-_QUEUED = f"""
-    SELECT 'queued', (SELECT count(*) FROM (
-               SELECT FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL LIMIT {AT_MOST}) x),
-           CASE WHEN EXISTS (SELECT FROM paused) THEN (
-               SELECT min(x.due_at) FROM (
-                   SELECT due_at, service_id FROM jobs WHERE due_at IS NOT NULL
-                     AND (state, due_at) >= ('queued', '-infinity') AND (state, due_at) <= ('queued', 'infinity')
-                   ORDER BY state, due_at LIMIT {AT_MOST}) x
-               WHERE x.service_id NOT IN (SELECT id FROM paused)
-           ) ELSE (SELECT min(due_at) FROM jobs WHERE state = 'queued' AND due_at IS NOT NULL) END
+# The first of the queue, in the order of one index: rows that are compared whole fit no other.
+_FIRST = """
+    FROM jobs WHERE due_at IS NOT NULL
+      AND (state, due_at) >= ('queued', '-infinity') AND (state, due_at) <= ('queued', 'infinity')
+    ORDER BY state, due_at
 """
 
-# A bitmap of all that is queued would be made to look at the first few.
-_IN_ORDER = text("""
-    SELECT set_config('enable_' || way, 'off', true) FROM unnest(ARRAY['seqscan', 'bitmapscan']) way
-""")
+_QUEUED = f"""
+    SELECT 'queued', (SELECT count(*) FROM (SELECT state {_FIRST} LIMIT {AT_MOST}) x),
+           CASE WHEN EXISTS (SELECT FROM paused) THEN (
+               SELECT min(x.due_at) FROM (SELECT due_at, service_id {_FIRST} LIMIT {AT_MOST}) x
+               WHERE x.service_id NOT IN (SELECT id FROM paused)
+           ) ELSE (SELECT due_at {_FIRST} LIMIT 1) END
+"""
 
 _STANDING = text(f"""
     WITH RECURSIVE paused AS MATERIALIZED (
@@ -126,7 +123,7 @@ _STANDING = text(f"""
 
 def standing(tx: Connection, *, window_s: float) -> Standing:
     """How things stand now; *window_s* is the length of the provider's window, in seconds."""
-    tx.execute(_IN_ORDER)
+    tx.execute(READ_IN_ORDER)
     row = tx.execute(_STANDING, {"window_s": window_s, "dead_after_s": DEAD_AFTER_S}).one()
     late = row.overdue_s | {"notifications": row.notifications_s or 0.0, "assets": row.assets_s or 0.0}
     return Standing(

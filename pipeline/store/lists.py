@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs import State
 from pipeline.store import assets
+from pipeline.store.plans import READ_IN_ORDER
 
 AT_MOST = 5000
 """How many entries of the leading index one page looks at."""
@@ -52,9 +53,7 @@ class _Lead:
 
 # Bounds of a whole row of an index, and its order, where equalities would do: so no other index can serve, whatever the
 # planner expects. (It would read all jobs in a state to find those of a model that it takes for a common one.) Only
-# sorting what another index had half in order could, so that is forbidden.
-_READ_IN_ORDER = text("SET LOCAL enable_incremental_sort = off")
-
+# sorting what another index had, or half in order, could: so that is forbidden.
 _PROBE = """
     SELECT {id} AS id FROM {table}
     WHERE ({columns}, {id}) < ({values}, :after) AND ({columns}, {id}) >= ({values}, :oldest)
@@ -86,7 +85,7 @@ _COLUMNS = f"""
 
 def page(tx: Connection, wanted: Wanted, *, after: UUID | None = None, limit: int = 20, at_most: int = AT_MOST) -> Page:
     """The newest jobs that are *wanted*, older than *after*: at most *limit*, and fewer where few of *at_most* fit."""
-    tx.execute(_READ_IN_ORDER)
+    tx.execute(READ_IN_ORDER)
     service_ids = wanted.service_ids
     leads = _leads(wanted)
     if service_ids is None and leads[0] is not _ALL:

@@ -9,10 +9,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from pipeline.store.plans import READ_IN_ORDER, locked
+
 BATCH = 1000
 """So many jobs are parked or freed in one transaction."""
 
-FIRST = UUID(int=0)
+FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 
 def pause(tx: Connection, model: str) -> bool:
@@ -40,22 +42,23 @@ class Batch:
 
 
 def _batch(whose: str, which: str, due_at: str) -> str:
-    # By id, along the index of each service's jobs by model: what was done already is not read again. The models are
-    # held, so that who resumes one waits for who is parking its jobs just then: nobody would free them afterwards.
+    # By id, along the index of each service's jobs by model: what was done already is not read again. (Rows that are
+    # compared whole fit no other.) The models are held, so that who resumes one waits for who is parking its jobs just
+    # then: nobody would free them afterwards.
     return f"""
         WITH held AS MATERIALIZED (
             SELECT id FROM models WHERE {whose} ORDER BY id FOR SHARE
         ), chosen AS MATERIALIZED (
             SELECT q.id FROM held m CROSS JOIN services s CROSS JOIN LATERAL (
                 SELECT id FROM jobs
-                WHERE service_id = s.id AND model = m.id AND state = 'queued' AND id > :after AND admitted AND {which}
-                ORDER BY id LIMIT {BATCH}
+                WHERE (service_id, model, state, id) > (s.id, m.id, 'queued', :after)
+                  AND (service_id, model, state, id) <= (s.id, m.id, 'queued', :last) AND admitted AND {which}
+                ORDER BY service_id, model, state, id LIMIT {BATCH}
             ) q
             ORDER BY q.id LIMIT {BATCH}
         ), locked AS (
             SELECT id, row_number() OVER (ORDER BY id) AS place FROM (
-                SELECT id FROM jobs WHERE id IN (SELECT id FROM chosen) AND state = 'queued'
-                ORDER BY id FOR UPDATE SKIP LOCKED
+                {locked("SELECT id FROM chosen", still="state = 'queued'")}
             ) free
         ), changed AS (
             UPDATE jobs j SET due_at = {due_at} FROM locked l WHERE j.id = l.id
@@ -77,9 +80,11 @@ _FREE = text(
 
 def park(tx: Connection, *, after: UUID = FIRST) -> Batch:
     """Let queued jobs of paused models wait for their deadline; those whose id comes after *after*."""
-    return Batch(*tx.execute(_PARK, {"after": after}).one())
+    tx.execute(READ_IN_ORDER)
+    return Batch(*tx.execute(_PARK, {"after": after, "last": _LAST}).one())
 
 
 def free(tx: Connection, model: str, *, after: UUID = FIRST) -> Batch:
     """Let parked jobs of a model that is not paused be due as they were before."""
-    return Batch(*tx.execute(_FREE, {"model": model, "after": after}).one())
+    tx.execute(READ_IN_ORDER)
+    return Batch(*tx.execute(_FREE, {"model": model, "after": after, "last": _LAST}).one())

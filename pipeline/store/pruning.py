@@ -26,7 +26,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from pipeline.retention import ENDED, Kind
-from pipeline.store.database import READ_BY_INDEX
+from pipeline.store.plans import READ_BY_INDEX, unseen
 from pipeline.store.retention import Rule
 
 BATCH = 250
@@ -78,29 +78,34 @@ _GUARDS = f"""
     )
 """
 
+# By the job's own rows, be there ever so few that somebody is yet to be told of.
+_NOBODY_WAITS = f"""
+          NOT EXISTS (SELECT FROM notifications n WHERE n.job_id = j.id AND {unseen("n.due_at IS NOT NULL")})
+      AND NOT EXISTS (SELECT FROM assets a WHERE a.job_id = j.id
+                      AND {unseen("a.due_at IS NOT NULL OR a.review = 'quarantined'")})
+"""
+
 # One range of the index for each service and state, oldest first; only what must stay is stepped over.
-_OLD_JOBS = """
+_OLD_JOBS = f"""
     SELECT j.id, coalesce(j.finished_at, j.deadline_at) AS ended_at, r.files
     FROM jobs j
     WHERE j.service_id = r.service_id AND j.state = r.kind AND j.due_at IS NULL
       AND coalesce(j.finished_at, j.deadline_at) < least(r.before, (SELECT since FROM needed))
       AND j.reserved = 0
-      AND NOT EXISTS (SELECT FROM notifications n WHERE n.job_id = j.id AND n.due_at IS NOT NULL)
-      AND NOT EXISTS (
-          SELECT FROM assets a WHERE a.job_id = j.id AND (a.due_at IS NOT NULL OR a.review = 'quarantined'))
+      AND {_NOBODY_WAITS}
       AND NOT EXISTS (
           SELECT FROM doubts d WHERE d.model = j.model AND j.submitted_at >= d.since AND j.created_at <= d.until)
     ORDER BY coalesce(j.finished_at, j.deadline_at)
     LIMIT :at_most
 """
 
-_OLD_KEYS = """
+_OLD_KEYS = f"""
     SELECT k.service_id, k.key
     FROM idempotency_keys k
     WHERE k.service_id = r.service_id AND k.created_at < r.before AND (k.job_ids IS NOT NULL) = :of_batches
-      AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = k.job_id AND j.due_at IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = k.job_id AND {unseen("j.due_at IS NOT NULL")})
       AND NOT EXISTS (
-          SELECT FROM unnest(k.job_ids) AS u(id) JOIN jobs j ON j.id = u.id WHERE j.due_at IS NOT NULL)
+          SELECT FROM unnest(k.job_ids) AS u(id) JOIN jobs j ON j.id = u.id WHERE {unseen("j.due_at IS NOT NULL")})
     ORDER BY k.created_at
     LIMIT :at_most
 """
@@ -174,15 +179,13 @@ _LOCK_ATTEMPTS = text("""
 """)
 
 # A verdict may have come meanwhile, after all: what expired then is completed, and was seen to be neither.
-_LOCK_JOBS = text("""
+_LOCK_JOBS = text(f"""
     SELECT j.id, j.service_id, j.state
     FROM jobs j
     WHERE j.id = ANY(CAST(:ids AS uuid[])) AND j.due_at IS NULL
       AND coalesce(j.finished_at, j.deadline_at) <= CAST(:before AS timestamptz)
       AND NOT EXISTS (SELECT FROM attempts a WHERE a.job_id = j.id AND a.id <> ALL(CAST(:locked AS uuid[])))
-      AND NOT EXISTS (SELECT FROM notifications n WHERE n.job_id = j.id AND n.due_at IS NOT NULL)
-      AND NOT EXISTS (
-          SELECT FROM assets a WHERE a.job_id = j.id AND (a.due_at IS NOT NULL OR a.review = 'quarantined'))
+      AND {_NOBODY_WAITS}
     ORDER BY j.id FOR UPDATE SKIP LOCKED
 """)
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from pipeline import measures
 from pipeline.jobs import FINAL
 from pipeline.measures import BOUNDS, BOUNDS_S, Latency
-from pipeline.store.database import READ_BY_INDEX
+from pipeline.store.plans import READ_BY_INDEX
 from pipeline.store.tables import Base, id_from
 
 NOBODY = UUID(int=0)
