@@ -5,6 +5,7 @@
 BIN := .venv/bin
 .PHONY: setup demo dev test test-slow test-browser test-rabbitmq test-node test-alerts bench stateful chaos chaos-lost fuzz lint format clean
 .DEFAULT_GOAL := demo
+unexport PYTHONDONTWRITEBYTECODE  # images set it; each of the tests' processes would compile all of ours anew
 
 setup: .venv/.run  ## the virtual environment, with what runs the product on this machine
 	@echo '.venv is ready'

@@ -81,6 +81,6 @@ def quantile(q: float, counted: Sequence[float]) -> float | None:
     before, lower = 0.0, 0.0
     for upper, count in zip(BOUNDS_S, counted, strict=False):
         if count > 0 and before + count >= q * every:
-            return lower + (upper - lower) * max(0.0, q * every - before) / count
+            return min(upper, lower + (upper - lower) * max(0.0, q * every - before) / count)  # which may round up
         before, lower = before + count, upper
     return BOUNDS_S[-1]

@@ -186,8 +186,8 @@ def row(rt: Runtime, job_id: UUID) -> Any:
 
 
 def state(rt: Runtime, job_id: UUID) -> str:
-    """The state a job is in now."""
-    return str(row(rt, job_id).state)
+    """The state a job is in now; no more of it, since this is asked until it is another."""
+    return str(scalar(rt, "SELECT state FROM jobs WHERE id = :id", id=job_id))
 
 
 def kinds(rt: Runtime, job_id: UUID) -> list[str]:

@@ -86,6 +86,7 @@ def drawn(page: str) -> list[ET.Element]:
 
 def test_on_the_first_day_it_says_that_there_is_nothing_yet(visitor: Visitors, rt: Runtime) -> None:
     """Zeros and dashes, and no fault."""
+    execute(rt, "DELETE FROM rollup")
     page = visitor().get("/").text
     assert "Nothing needs you." in page
     found = tiles(page)
@@ -273,5 +274,5 @@ def test_names_of_others_are_shown_as_text(visitor: Visitors, rt: Runtime) -> No
 
 def test_old_figures_say_that_they_are(visitor: Visitors, rt: Runtime) -> None:
     """A count that stopped an hour ago must not look like a quiet hour."""
-    execute(rt, "INSERT INTO rollup VALUES (1, date_trunc('minute', now()) - interval '2 h')")
+    execute(rt, "UPDATE rollup SET upto = upto - interval '2 h'")
     assert "nobody has counted for 2 h" in part(visitor().get("/").text, "tiles")

@@ -51,6 +51,7 @@ def totalled(rt: Runtime, caller: Caller | None, measure: str, value: float) -> 
 
 def test_an_empty_product_tells_zeros(rt: Runtime, client: FlaskClient) -> None:
     """An alarm on a figure that is not there never rings; a sweep that never was is as late as can be."""
+    execute(rt, "DELETE FROM rollup")
     figure = scraped(client)
     assert [figure("jobs", state=state) for state in ("queued", "processing", "expired")] == [0, 0, 0]
     assert figure("oldest_due_seconds", kind="notifications") == 0
@@ -89,6 +90,7 @@ def test_figures_of_this_moment(rt: Runtime, caller: Caller, client: FlaskClient
     execute(rt, "UPDATE jobs SET held_at = clock_timestamp() WHERE state = 'unknown'")
     execute(rt, "UPDATE account SET in_flight_cap = 7")
     execute(rt, "UPDATE workers SET gone_at = clock_timestamp()")
+    execute(rt, "UPDATE rollup SET upto = upto - interval '1 min'")
     execute(rt, "INSERT INTO endpoints (name, off_at, probe_at) VALUES ('shop https://x', now(), now())")
     sweep(rt, lambda *_: None)
     figure = scraped(client)

@@ -256,6 +256,7 @@ def test_after_an_outage_minutes_are_caught_up_a_bounded_number_at_a_time(rt: Ru
 def test_the_first_count_of_all_begins_half_an_hour_ago(rt: Runtime, caller: Caller) -> None:
     """A database with a history of years is not counted through when this comes to it."""
     now = present_minute()
+    execute(rt, "DELETE FROM rollup")
     accepted_in(rt, caller, now - 100 * MINUTE)
     accepted_in(rt, caller, now - 10 * MINUTE)
     until(lambda: counted(rt) >= now - 5 * MINUTE)
