@@ -1,5 +1,5 @@
 """
-Who is measured: this product, or a worker of something else; all on the Postgres, Valkey and sandbox of one stack.
+Who is measured: this product, or a worker of something else; all on one Postgres, one Valkey and one provider.
 
 Each starts when it is made; once it is closed, nothing of it runs or waits any more.
 """
