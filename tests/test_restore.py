@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.embedded.environment import users_own
 
-DRILL = Path(__file__).parents[1] / "benchmarks" / "restore_drill.py"
+DRILL = Path(__file__).parents[1] / "benchmarks" / "studies" / "restore_drill.py"
 
 
 @pytest.mark.slow

@@ -66,6 +66,7 @@ class Room:
         """
         if not self._turn.acquire(timeout=STORE_WITHIN_S):
             raise Unavailable("Too many batches are being stored at this moment.")
+        gc.collect(1)  # what a batch may have left that was refused
         gc.disable()
         try:
             yield
