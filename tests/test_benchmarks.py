@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cases, machine, report, targets
-from benchmarks.harness import Case, Plan, Result, Side, run
+from benchmarks.harness import Case, Plan, Side, run
 from benchmarks.targets import Target
+from pipeline.embedded.environment import users_own
 from tests.commands import command
-
-ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "benchmarks" / "results"
 
 
 def counting(order: list[str]) -> Case:
@@ -70,27 +68,6 @@ def test_a_target_is_reached_as_aimed_at_or_just_met_or_fallen_short_of(
     assert target.verdict(value) == word
 
 
-def test_every_target_is_judged_by_the_results_that_are_kept() -> None:
-    """A side or a figure that was renamed would silently be no target any more."""
-    kept = report.read(KEPT)
-    measured = {one.target.measure for one in targets.judged(kept)}
-    assert measured == {target.measure for target in targets.TARGETS if target.case in kept}
-    assert measured
-
-
-@pytest.mark.parametrize("page", ["README.md", "pipeline/docs/speed.md"])
-def test_what_is_told_of_the_speed_is_what_was_measured(page: str) -> None:
-    """Line by line: nobody has to believe a table that was typed."""
-    told = (ROOT / page).read_text().splitlines()
-    assert [line for line in report.asked(report.read(KEPT)) if line not in told] == []
-
-
-def test_the_whole_tables_stand_in_the_documentation() -> None:
-    """Each case with all its figures."""
-    told = (ROOT / "pipeline/docs/speed.md").read_text()
-    assert [name for name, result in report.read(KEPT).items() if "\n".join(report.table(result)) not in told] == []
-
-
 def test_what_is_saved_can_be_read_again_and_other_cases_stay(tmp_path: Path) -> None:
     """An hour of measuring is not lost by measuring one case again."""
     result = run(counting([]), Plan(times=2))
@@ -110,23 +87,26 @@ def test_a_case_that_is_none_is_named_and_the_others_are_listed() -> None:
     assert all(name in done.stderr for name in cases.NAMES)
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Result]:
-    """Every case, as little of it as works, by the command that users type."""
-    folder = tmp_path_factory.mktemp("bench")
-    argv = [sys.executable, "-m", "pipeline", "bench", "--smoke", "--save", str(folder)]
-    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+EVERY_DAY = ("receiver", "latency", "sizes")
+"""The others take longer, or try out for longer how many of something are best."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in cases.NAMES]
+)
+def test_a_case_gives_its_figures_for_each_of_its_sides(name: str, tmp_path: Path) -> None:
+    """As little of it as works, by the command that users type, on real servers; the baseline is one of the sides."""
+    argv = [sys.executable, "-m", "pipeline", "bench", name, "--smoke", "--save", str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False, env=users_own())
     assert done.returncode == 0, done.stderr[-5000:]
-    assert (folder / "sizes.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((folder / "results.json").read_text()).keys() == set(cases.NAMES)
-    return report.read(folder)
-
-
-@pytest.mark.xdist_group("bench")
-@pytest.mark.parametrize("name", cases.NAMES)
-def test_each_case_gives_its_figures_for_each_of_its_sides(smoke: Mapping[str, Result], name: str) -> None:
-    """On a real stack each, with real servers; the baseline is one of the sides."""
-    result = smoke[name]
+    assert json.loads((tmp_path / "results.json").read_text()).keys() == {name}
+    result = report.read(tmp_path)[name]
     assert result.samples
     assert result.baseline is None or result.baseline in result.samples
     assert all(value >= 0 for figures in result.samples.values() for each in figures.values() for value in each)
+    assert name != "sizes" or (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_target_is_of_a_case() -> None:
+    """What is asked of a case that is none would never be judged."""
+    assert {target.case for target in targets.TARGETS} == set(cases.NAMES)
