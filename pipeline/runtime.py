@@ -16,10 +16,12 @@ from pipeline.models import Catalogue
 from pipeline.nudges import Nudger
 from pipeline.screening import Screens
 from pipeline.settings import Settings, load
-from pipeline.store import account
+from pipeline.store import account, inbox
 from pipeline.store import catalogue as models
 from pipeline.store import screens as terms
 from pipeline.store.database import PATIENCE_S, Database, Transaction
+from pipeline.store.inbox import Call, Heard
+from pipeline.together import Together
 
 if TYPE_CHECKING:
     from pipeline.outbound import Outbound
@@ -55,6 +57,16 @@ class Runtime:
     def secrets(self) -> "Secrets":
         """The webhook secrets, as this process knows them."""
         return Secrets(self.settings, self.db)
+
+    @cached_property
+    def callbacks(self) -> Together[Call, Heard | None]:
+        """Takes those callbacks together that come at the same time: `rt.callbacks.do(call)`, see `inbox.hear_many`."""
+
+        def take(calls: Sequence[Call]) -> list[Heard | None]:
+            with self.db.statement() as tx:
+                return inbox.hear_many(tx, calls, poll_s=self.settings.first_poll_s)
+
+        return Together(take)
 
     @cached_property
     def catalogue(self) -> "Models":

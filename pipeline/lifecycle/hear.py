@@ -9,7 +9,7 @@ from pipeline.runtime import Runtime
 from pipeline.signatures import Freshness, verify
 from pipeline.store import inbox
 from pipeline.store.database import Transaction
-from pipeline.store.inbox import Delivery, Heard
+from pipeline.store.inbox import Call, Delivery, Heard
 from pipeline.store.tables import Verdict
 
 log = telemetry.get(__name__)
@@ -17,13 +17,17 @@ log = telemetry.get(__name__)
 REFUSED = telemetry.Tally("callback.refused")
 """Forgeries are counted, not stored: a stranger must not be able to fill the database, or the log."""
 
+SHORT_BYTES = 64 * 1024
+"""Longer bodies are not taken together with others: many of them would take much memory."""
+
 HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "user-agent")
 """Those of a callback that are looked at, and kept."""
 
 
 def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> Heard:
     """
-    Take one callback: verify it, keep it, and move its job if it brings news. One short transaction.
+    Take one callback: verify it, keep it, and move its job if it brings news. One short transaction, in which may be
+    others that come at the same time.
 
     Raises:
         BadSignature: The provider did not sign it; nothing is stored.
@@ -39,7 +43,9 @@ def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> He
         raise
     delivery = Delivery(token, _kept(headers), body)
     prediction, wrong = said(body)
-    heard = _taken_simply(rt, delivery, prediction) if prediction and freshness is Freshness.FRESH else None
+    heard = None
+    if prediction and freshness is Freshness.FRESH and len(body) <= SHORT_BYTES:
+        heard = rt.callbacks.do(Call(delivery, prediction))
     if heard is None:
         with rt.db.transaction() as tx:
             heard = take(rt, tx, delivery, prediction, freshness)
@@ -47,12 +53,6 @@ def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> He
     if wrong:
         raise MalformedRequest(f"The callback is authentic but unreadable: {wrong}")
     return heard
-
-
-def _taken_simply(rt: Runtime, delivery: Delivery, prediction: Prediction) -> Heard | None:
-    """By one statement without a transaction around it, as almost every callback can be; None: this one cannot."""
-    with rt.db.statement() as tx:
-        return inbox.hear_simple(tx, delivery, prediction, poll_s=rt.settings.first_poll_s)
 
 
 def said(body: bytes) -> tuple[Prediction | None, str]:

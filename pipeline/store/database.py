@@ -116,7 +116,11 @@ class Database:
         self.engine.dispose()
 
 
-def send(tx: Connection, words: bytes, values: Sequence[str | bytes | None]) -> psycopg.Cursor[Any]:
+Value = str | bytes | list[bytes] | None
+"""What `send` sends."""
+
+
+def send(tx: Connection, words: bytes, values: Sequence[Value]) -> psycopg.Cursor[Any]:
     """
     Send a statement past SQLAlchemy, in the same transaction: *words* with `$1`, `$2` … for the *values*.
 

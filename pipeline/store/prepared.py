@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from pipeline.store.database import Transaction, send
+from pipeline.store.database import Transaction, Value, send
 
 _NUMBERED = PGDialect_psycopg(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 
@@ -29,7 +29,6 @@ class Prepared:
         self._words = compiled.string.encode()
         self._names = tuple(compiled.positiontup or ())
 
-    def first(self, tx: Transaction, values: Mapping[str, str | bytes | None]) -> tuple[Any, ...] | None:
-        """Send it, and give its first row; None when there is none."""
-        row: tuple[Any, ...] | None = send(tx, self._words, [values[name] for name in self._names]).fetchone()
-        return row
+    def all(self, tx: Transaction, values: Mapping[str, Value]) -> list[tuple[Any, ...]]:
+        """Send it, and give its rows."""
+        return send(tx, self._words, [values[name] for name in self._names]).fetchall()
