@@ -31,6 +31,11 @@ class Together(Generic[Item, Result]):
         self._lock = threading.Lock()
         self._waiting: deque[_Place[Item, Result]] = deque()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for the next group."""
+        return len(self._waiting)
+
     def do(self, item: Item) -> Result:
         """
         Have *item* done, by this thread or by another, and give what came of it.
