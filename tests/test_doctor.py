@@ -49,7 +49,7 @@ def test_a_sound_installation_is_found_sound(rt: Runtime, web: str, doctor: Doct
     assert {(finding["code"], finding["todo"]) for finding in json.loads(done.stdout)["findings"]} == {("ok", None)}
     assert set(levels(done)) == {
         *("settings", "procfile", "database", "db clock", "connections", "schema", "broker", "eviction", "queue"),
-        *("provider", "clock", "secret", "webhooks", "archive", "outputs", "models", "screen"),
+        *("provider", "clock", "secret", "webhooks", "archive", "outputs", "models", "screen", "list"),
         *("account", "workers", "beat", "sweep"),
     }
     shown = doctor("--formation", "web=2,worker=3").stdout
