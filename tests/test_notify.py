@@ -17,6 +17,7 @@ from pipeline.connector import Infos, system_lookup
 from pipeline.embedded.processes import Server
 from pipeline.jobs import State
 from pipeline.lifecycle import evidence
+from pipeline.lifecycle.batch import accept_lines
 from pipeline.lifecycle.notify import OFF_AFTER_S, OFF_AFTER_TRIES, SCHEDULE_S, Notifier
 from pipeline.outbound import Outbound
 from pipeline.runtime import Runtime
@@ -25,7 +26,7 @@ from pipeline.store import account, deliveries, keys, reading, services
 from pipeline.store.moves import Move, advance
 from pipeline.store.outbox import Told
 from pipeline.store.tables import new_id
-from pipeline.threads import Loop
+from pipeline.threads import Duty, Loop
 from pipeline.worker import Worker
 from tests.commands import command
 from tests.conftest import Caller
@@ -225,6 +226,28 @@ def test_a_name_that_leads_astray_for_a_moment_is_never_called_then_and_tried_ag
     notifier.look()
     until(lambda: notification(rt, job_id).state == Told.DELIVERED)
     assert [one.path for one in receiver.heard] == ["/hook"]
+    notifier.stop(0.0)
+    loop.run(outbound.close())
+    loop.stop()
+
+
+def test_a_long_queue_for_one_receiver_is_sent_to_its_end_at_one_call(
+    rt: Runtime, caller: Caller, receiver: Receiver
+) -> None:
+    """Places that come free while the next are claimed are given out, too: no later sweep has to come for the rest."""
+    told_at(rt, caller, receiver.url)
+    job_ids, _ = accept_lines(rt, caller.service, b"\n".join([b'{"input": {"prompt": "a fox"}}'] * 400))
+    with rt.db.transaction() as tx:
+        error = {"code": "rejected", "message": "no", "provider_code": None}
+        assert len(advance(tx, [Move(one, State.FAILED, error=error) for one in job_ids])) == 400
+    loop = Loop()
+    outbound = Outbound(rt.settings.outbound_allow)
+    duty = Duty("notify", lambda: notifier.look(), rest_s=0.02)
+    notifier = Notifier(rt, new_id(), loop, outbound, wake=duty.wake)
+    duty.start()
+    until(lambda: scalar(rt, "SELECT count(*) FROM notifications WHERE state = 'delivered'") == 400)
+    duty.stop()
+    duty.join(5.0)
     notifier.stop(0.0)
     loop.run(outbound.close())
     loop.stop()

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -116,9 +116,17 @@ class Notifier:
             with self._rt.db.statement() as tx:
                 notifications.address(tx, operator_url=operator_url)
         self._begin(claim.messages, self._jobs_of(claim.messages))
-        if claim.strangers or len(claim.messages) == at_most:
+        if claim.strangers or len(claim.messages) == at_most or self._has_room(claim.messages, room, rooms):
             return 0.0
         return SOON_S if time.monotonic() < self._retry_until else None
+
+    def _has_room(self, messages: Sequence[Message], room: int, rooms: Mapping[str, int]) -> bool:
+        """Whether a lane of which all places were given out has one by now: an end that came meanwhile woke nobody."""
+        taken = Counter(one.endpoint for one in messages)
+        given_out = [name for name, count in taken.items() if count >= rooms.get(name, room)]
+        with self._changed:
+            left = self._lanes.rooms()
+            return any(left.get(name, self._lanes.each) for name in given_out)
 
     def _jobs_of(self, messages: Sequence[Message]) -> dict[UUID, dict[str, Any]]:
         """The jobs they tell of, as doors show them."""
