@@ -1,7 +1,8 @@
 """
-What comes at the same time is done together: by whoever came first, for all who came meanwhile.
+What comes at the same time is done together: by one of those who brought it, for all of them.
 
-Alone, nobody waits, and no thread is woken; under load the groups grow, and the cost of each item falls.
+Alone, nobody waits, and no thread is woken; under load the groups grow, and the cost of each item falls. Another group
+begins beside one that is under way only when it would be full, so that they do not share out what there is.
 """
 
 import threading
@@ -17,7 +18,7 @@ Result = TypeVar("Result")
 
 class Together(Generic[Item, Result]):
     """
-    Does items that threads bring, in groups of *at_most*; *at_once* groups may be under way. Then who comes waits.
+    Does items that threads bring, in groups of *at_most*, of which *at_once* may be under way.
 
     `work` does a group and gives what came of each, in its order.
     """
@@ -27,7 +28,8 @@ class Together(Generic[Item, Result]):
     ) -> None:
         self._work = work
         self._at_most = at_most
-        self._free = at_once
+        self._at_once = at_once
+        self._under_way = 0
         self._lock = threading.Lock()
         self._waiting: deque[_Place[Item, Result]] = deque()
 
@@ -47,11 +49,8 @@ class Together(Generic[Item, Result]):
         """
         place = _Place[Item, Result](item)
         with self._lock:
-            if self._free:
-                self._free -= 1
-                place.group = [place]
-            else:
-                self._waiting.append(place)
+            self._waiting.append(place)
+            place.group = self._next()
         if not place.group:
             place.wait()
         if place.group:
@@ -76,15 +75,22 @@ class Together(Generic[Item, Result]):
         finally:
             self._end(group, away)
 
+    def _next(self) -> "Sequence[_Place[Item, Result]]":
+        """Who is to be done now, if anybody is: all of them, or, while others are under way, as many as may be."""
+        ready = (self._waiting and not self._under_way) or len(self._waiting) >= self._at_most
+        if not ready or self._under_way == self._at_once:
+            return ()
+        self._under_way += 1
+        return [self._waiting.popleft() for _ in range(min(self._at_most, len(self._waiting)))]
+
     def _end(self, group: "Sequence[_Place[Item, Result]]", away: Unavailable | None) -> None:
         """Wake all who need not wait any more."""
         with self._lock:
+            self._under_way -= 1
             if away:
                 group = [*group, *self._waiting]
                 self._waiting.clear()
-            following = [self._waiting.popleft() for _ in range(min(self._at_most, len(self._waiting)))]
-            if not following:
-                self._free += 1
+            following = self._next()
         if following:
             following[0].group = following
             following[0].wake()

@@ -242,8 +242,12 @@ def test_a_long_queue_for_one_receiver_is_sent_to_its_end_at_one_call(
         assert len(advance(tx, [Move(one, State.FAILED, error=error) for one in job_ids])) == 400
     loop = Loop()
     outbound = Outbound(rt.settings.outbound_allow)
-    duty = Duty("notify", lambda: notifier.look(), rest_s=0.02)
-    notifier = Notifier(rt, new_id(), loop, outbound, wake=duty.wake)
+
+    def wake() -> None:
+        duty.wake()
+
+    notifier = Notifier(rt, new_id(), loop, outbound, wake)
+    duty = Duty("notify", notifier.look, rest_s=0.02)
     duty.start()
     until(lambda: scalar(rt, "SELECT count(*) FROM notifications WHERE state = 'delivered'") == 400)
     duty.stop()

@@ -1,6 +1,7 @@
 """The receiver over real HTTP: every row of its table, and everything a stranger may send instead."""
 
 import contextlib
+import http.client
 import json
 import secrets as randomness
 import socket
@@ -740,6 +741,34 @@ def test_a_length_that_promises_a_mebibyte_more_is_refused_before_it_is_read(rt:
     line = talk(web, b"POST /webhooks/wavespeed/abc HTTP/1.1\r\nHost: test\r\nContent-Length: 99999999\r\n\r\n")
 
     assert line.split()[1] == b"413"
+
+
+@pytest.mark.parametrize("path", ["/webhooks/wavespeed/!", "/v1/jobs", "/nowhere", "/login"])
+def test_a_connection_survives_a_request_that_is_refused_at_the_door(path: str, rt: Runtime, web: str) -> None:
+    """Its body, which nobody read, comes after its head: left there it would cost the next request its answer."""
+    parts = urlsplit(web)
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+        for _ in range(3):
+            connection.sendall(f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n".encode())
+            time.sleep(0.05)  # as a network does
+            connection.sendall(b"abcde")
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            answer.read()
+            assert 400 <= answer.status < 500
+            assert answer.headers["connection"] is None
+
+
+def test_a_connection_that_ends_over_a_long_body_is_said_to(rt: Runtime, web: str) -> None:
+    """So a client sends the next request on another one."""
+    chunk = b"Transfer-Encoding: chunked\r\n\r\n11170\r\n" + b"x" * 70_000 + b"\r\n"
+    for rest in (chunk, b"Content-Length: 70000\r\n\r\n"):
+        parts = urlsplit(web)
+        with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+            connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: test\r\n" + rest)
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert (answer.status, answer.headers["connection"]) == (401, "close")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH"])

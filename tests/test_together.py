@@ -75,6 +75,27 @@ def test_what_came_meanwhile_is_one_group() -> None:
     assert [len(group) for group in work.groups] == [1, 8]
 
 
+def test_beside_a_group_under_way_another_begins_once_it_is_full() -> None:
+    """Else two small ones would take turns; but who is many does not wait for one that is slow."""
+    work = Work()
+    work.gate.clear()
+    together = Together(work, at_most=3, at_once=2)
+    with ThreadPoolExecutor(10) as pool:
+        first = pool.submit(together.do, 0)
+        until(lambda: work.groups)
+        others = [pool.submit(together.do, number) for number in (1, 2)]
+        until(lambda: together.waiting == 2)
+        assert work.inside == 1
+        others.append(pool.submit(together.do, 3))
+        until(lambda: work.inside == 2)
+        others.append(pool.submit(together.do, 4))
+        until(lambda: together.waiting == 1)
+        work.gate.set()
+        assert [one.result(30) for one in (first, *others)] == [0, 2, 4, 6, 8]
+
+    assert [sorted(group) for group in work.groups] == [[0], [1, 2, 3], [4]]
+
+
 def test_an_odd_item_takes_no_other_with_it() -> None:
     """Its group fails; each of it is done by itself then, and only the odd one fails again."""
     work = Work()

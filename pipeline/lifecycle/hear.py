@@ -12,8 +12,6 @@ from pipeline.store.database import Transaction
 from pipeline.store.inbox import Call, Delivery, Heard
 from pipeline.store.tables import Verdict
 
-log = telemetry.get(__name__)
-
 REFUSED = telemetry.Tally("callback.refused")
 """Forgeries are counted, not stored: a stranger must not be able to fill the database, or the log."""
 
@@ -49,7 +47,9 @@ def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> He
     if heard is None:
         with rt.db.transaction() as tx:
             heard = take(rt, tx, delivery, prediction, freshness)
-    tell(rt, heard, prediction)
+    job = {"job_id": str(heard.job_id), "before": heard.before} if heard.job_id else {}
+    telemetry.bind(verdict=heard.verdict, **job)  # for the request's own line: there is no other
+    wake(rt, heard, prediction)
     if wrong:
         raise MalformedRequest(f"The callback is authentic but unreadable: {wrong}")
     return heard
@@ -66,7 +66,7 @@ def said(body: bytes) -> tuple[Prediction | None, str]:
 def take(
     rt: Runtime, tx: Transaction, delivery: Delivery, prediction: Prediction | None, freshness: Freshness
 ) -> Heard:
-    """Have an authentic callback do what it may, whether it comes just now or is replayed. `tell` after the commit."""
+    """Have an authentic callback do what it may, whether it comes just now or is replayed. `wake` after the commit."""
     if prediction is None:
         return inbox.file(tx, delivery, Verdict.UNREADABLE, prediction_id=None)
     if freshness is Freshness.STALE:
@@ -77,9 +77,8 @@ def take(
     return heard
 
 
-def tell(rt: Runtime, heard: Heard, prediction: Prediction | None, *, event: str = "callback.heard") -> None:
-    """Log what became of a callback, and wake whoever has to do with it."""
-    log.info(event, verdict=heard.verdict, job_id=heard.job_id and str(heard.job_id), before=heard.before)
+def wake(rt: Runtime, heard: Heard, prediction: Prediction | None) -> None:
+    """Wake whoever has to do with what became of a callback."""
     completed = prediction is not None and prediction.status is Status.COMPLETED
     if heard.verdict == Verdict.APPLIED:  # a place at the provider came free, too: whoever archives looks for that
         files = completed and rt.settings.archive_url != "off"

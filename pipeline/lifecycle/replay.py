@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from pipeline import telemetry
 from pipeline.errors import BadSignature, NotAllowedNow
-from pipeline.lifecycle.hear import said, take, tell
+from pipeline.lifecycle.hear import said, take, wake
 from pipeline.predictions import Prediction
 from pipeline.runtime import Runtime
 from pipeline.signatures import Freshness, freshness
@@ -14,6 +15,8 @@ from pipeline.store import callbacks, inbox
 from pipeline.store.callbacks import Kept, Wanted
 from pipeline.store.inbox import Delivery, Said
 from pipeline.store.tables import Verdict
+
+log = telemetry.get(__name__)
 
 AT_MOST = 1000
 """So many are replayed, or foretold, at a time."""
@@ -142,7 +145,9 @@ def _again(rt: Runtime, callback_id: UUID) -> Judged | None:
         prediction, _ = said(kept.body)
         delivery = Delivery(kept.token, kept.headers, kept.body, kept.id, kept=True)
         heard = take(rt, tx, delivery, prediction, _freshness(kept))
-    tell(rt, heard, prediction, event="callback.replayed")
+    job_id = str(heard.job_id) if heard.job_id else None
+    log.info("callback.replayed", verdict=heard.verdict, job_id=job_id, before=heard.before)
+    wake(rt, heard, prediction)
     return Judged(kept.id, kept.received_at, heard.job_id, kept.verdict, kept.replayed_verdict, heard.verdict)
 
 

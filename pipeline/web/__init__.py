@@ -5,7 +5,7 @@ from flask import Flask
 from pipeline.deployment import WEB_POOL
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, from_environment
-from pipeline.web import api, callers, dashboard, health, metrics, problems, requests, webhooks
+from pipeline.web import api, bodies, callers, dashboard, health, metrics, problems, requests, webhooks
 from pipeline.web.openapi import pages
 from pipeline.web.watcher import Watcher, places
 
@@ -24,6 +24,7 @@ def create_app(rt: Runtime | None = None) -> Flask:
     app.extensions["runtime"] = rt
     app.extensions["watcher"] = Watcher(rt.db, places(rt.settings.web_threads))
     requests.register(app)
+    bodies.register(app)
     problems.register(app)
     callers.register(app)
     app.url_map.merge_slashes = False  # a path with two slashes is a mistake; a redirect is an answer nobody expects

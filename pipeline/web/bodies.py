@@ -1,8 +1,33 @@
-"""Reading a request's body, of a limited size."""
+"""Reading a request's body, of a limited size; and leaving nothing of it behind."""
 
-from flask import request
+from flask import Flask, Response, g, request
 
 from pipeline.errors import MalformedRequest, TooLarge
+
+LEFT_BYTES = 64 * 1024
+"""Of a body that nobody wanted, so much is read: for the rest the connection ends."""
+
+
+def register(app: Flask) -> None:
+    """Have a connection survive the requests of *app* whose bodies nobody read: those that are refused at the door."""
+    app.after_request(_leave_nothing)
+
+
+def _leave_nothing(answer: Response) -> Response:
+    """
+    Read what is left of the body, or tell the caller that the connection ends.
+
+    Granian closes a connection on which something is left without a word, and the next request on it is lost: most
+    clients send the head and the body apart, so that the answer is often there before the body.
+    """
+    environ = request.environ
+    comes = environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ
+    if not comes or g.get("body_taken") or not environ.get("wsgi.input_terminated"):  # without it a read may never end
+        return answer
+    too_long = (request.content_length or 0) > LEFT_BYTES
+    if too_long or len(environ["wsgi.input"].read(LEFT_BYTES)) == LEFT_BYTES:
+        answer.headers["Connection"] = "close"
+    return answer
 
 
 def read(at_most: int) -> bytes:
@@ -18,6 +43,7 @@ def read(at_most: int) -> bytes:
         raise _too_large(at_most)
     request.max_content_length = at_most + 1  # a chunked body is cut there without a word, so it takes one more to see
     body = request.get_data(cache=False)
+    g.body_taken = len(body) <= at_most
     if len(body) > at_most:
         raise _too_large(at_most)
     if len(body) < announced:

@@ -7,14 +7,16 @@ It goes no further than the request: a job's line in a worker's log is found by 
 
 import re
 import time
-import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g
+from flask.globals import request_ctx
 
 from pipeline import telemetry, tracing
+from pipeline.store.tables import new_id
 
 log = telemetry.get(__name__)
 
@@ -31,40 +33,52 @@ def register(app: Flask) -> None:
     app.after_request(_end)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is known of the request that is under way: `g.asked`."""
+
+    id: str
+    began: float
+    span: tracing.Span
+
+
 def _begin() -> None:
     telemetry.forget()  # the thread had another request before; a stream that was cut may have left its own
-    given = request.headers.get(HEADER, "")
-    g.request_id = given if _SANE.fullmatch(given) else uuid.uuid4().hex
-    g.began = time.perf_counter()
-    telemetry.bind(request_id=g.request_id)
-    rule = request.url_rule
-    g.span = tracing.span(
-        f"{request.method} {rule.rule}" if rule else "unknown path",
+    this = request_ctx.request  # as the proxy finds it anew for each look
+    given = this.headers.get(HEADER, "")
+    request_id = given if _SANE.fullmatch(given) else new_id().hex
+    telemetry.bind(request_id=request_id)
+    rule = this.url_rule
+    span = tracing.span(
+        f"{this.method} {rule.rule}" if rule else "unknown path",
         kind="server",
-        method=request.method if rule else None,
+        method=this.method if rule else None,
         route=rule.rule if rule else None,
-        request_id=g.request_id,
+        request_id=request_id,
     )
-    g.span.__enter__()
+    g.asked = Asked(request_id, time.perf_counter(), span)
+    span.__enter__()
 
 
 def _end(answer: Response) -> Response:
-    answer.headers[HEADER] = g.request_id
-    rule = request.url_rule
+    this: Request = request_ctx.request
+    asked: Asked = g.asked
+    answer.headers[HEADER] = asked.id
+    rule = this.url_rule
     facts = {
-        "method": request.method if rule else None,  # of what we do not know the method may be anything
+        "method": this.method if rule else None,  # of what we do not know the method may be anything
         "route": rule.rule if rule else None,  # never the path: it may hold a token
         "status": answer.status_code,
         **telemetry.bound(),
     }
-    quiet = request.endpoint in QUIET and answer.status_code < 500
-    g.span.set(status=answer.status_code, job_id=facts.get("job_id"), service=facts.get("service"))
-    answer.call_on_close(partial(_served, facts, g.began, g.span, quiet=quiet))  # a stream: when it has ended
+    quiet = this.endpoint in QUIET and answer.status_code < 500
+    asked.span.set(status=answer.status_code, job_id=facts.get("job_id"), service=facts.get("service"))
+    answer.call_on_close(partial(_served, facts, asked, quiet=quiet))  # a stream: when it has ended
     return answer
 
 
-def _served(facts: Mapping[str, Any], began: float, span: tracing.Span, *, quiet: bool) -> None:
-    span.__exit__(None, None, None)
+def _served(facts: Mapping[str, Any], asked: Asked, *, quiet: bool) -> None:
+    asked.span.__exit__(None, None, None)
     say = log.debug if quiet else log.info
-    say("request.served", took_ms=round((time.perf_counter() - began) * 1000, 1), **facts)
+    say("request.served", took_ms=round((time.perf_counter() - asked.began) * 1000, 1), **facts)
     telemetry.forget()

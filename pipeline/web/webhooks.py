@@ -3,10 +3,10 @@
 import re
 from dataclasses import asdict
 
-from flask import Blueprint, current_app, jsonify, request
+from flask import Blueprint, Response, current_app, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from pipeline import pings, telemetry, tracing
+from pipeline import pings, tracing
 from pipeline.errors import MalformedRequest
 from pipeline.lifecycle.hear import HEADERS, hear
 from pipeline.runtime import Runtime
@@ -32,9 +32,7 @@ def receive(token: str) -> ResponseReturnValue:
     with tracing.span("callback") as span:
         heard = hear(rt, token, headers, body)
         span.set(job_id=str(heard.job_id) if heard.job_id else None, attempt=heard.number, verdict=heard.verdict)
-    if heard.job_id:
-        telemetry.bind(job_id=str(heard.job_id))
-    return "", 204
+    return Response(status=204)
 
 
 @bp.post(pings.PATH)
