@@ -13,7 +13,7 @@ def sizes(result: Result, file: Path) -> None:
     from matplotlib import pyplot  # noqa: PLC0415
 
     sides = {size: figures for side, figures in result.samples.items() if (size := number_of(side))}
-    names = sorted({name for figures in sides.values() for name in figures if name.endswith("ms")})
+    names = sorted({name for figures in sides.values() for name in figures if " ms" in name})
     picture, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     for name in names:
         points = [(size, middle) for size in sorted(sides) if (middle := _median(sides[size].get(name)))]

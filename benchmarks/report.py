@@ -1,6 +1,11 @@
-"""Results as files: everything in JSON, tables in Markdown, the cost against size as a picture."""
+"""
+Results as files: everything in JSON, tables in Markdown, the cost against size as a picture.
+
+    python -m benchmarks.report      tell the kept results (`benchmarks/results`) in the README and in the documentation
+"""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +13,12 @@ from typing import Any
 
 from benchmarks import machine, targets
 from benchmarks.harness import Result
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "pipeline" / "docs" / "speed.md")
+ASKED = "Speed"
+"""The heading below which stands what is asked; below those that are a case's name, its figures."""
 
 
 def save(folder: Path, results: Mapping[str, Result], facts: Mapping[str, object]) -> None:
@@ -18,20 +29,25 @@ def save(folder: Path, results: Mapping[str, Result], facts: Mapping[str, object
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.json"
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    kept |= {name: {"machine": facts, **asdict(result)} for name, result in results.items()}
-    file.write_text(json.dumps(kept, indent=1) + "\n")
-    (folder / "results.md").write_text(markdown(kept))
+    every = kept(folder) if file.exists() else {}
+    every |= {name: {"machine": facts, **asdict(result)} for name, result in results.items()}
+    file.write_text(json.dumps(every, indent=1) + "\n")
+    (folder / "results.md").write_text(markdown(every))
     if "sizes" in results:
         from benchmarks import plot  # noqa: PLC0415 - matplotlib, for those who have measured sizes
 
-        plot.sizes(result_of(kept["sizes"]), folder / "sizes.png")
+        plot.sizes(result_of(every["sizes"]), folder / "sizes.png")
+
+
+def kept(folder: Path) -> dict[str, Any]:
+    """What was saved there, as JSON."""
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
 
 
 def read(folder: Path) -> dict[str, Result]:
     """What was saved there."""
-    kept = json.loads((folder / "results.json").read_text())
-    return {name: result_of(one) for name, one in kept.items()}
+    return {name: result_of(one) for name, one in kept(folder).items()}
 
 
 def result_of(kept: Mapping[str, Any]) -> Result:
@@ -39,13 +55,34 @@ def result_of(kept: Mapping[str, Any]) -> Result:
     return Result(**{name: value for name, value in kept.items() if name != "machine"})
 
 
-def markdown(kept: Mapping[str, Any]) -> str:
+def markdown(every: Mapping[str, Any]) -> str:
     """Every table: first what is asked, then case by case."""
-    results = {name: result_of(one) for name, one in kept.items()}
-    lines = ["# Measured", "", *asked(results)]
-    for name, result in results.items():
-        lines += ["", f"## {name}", "", f"{result.shows} {machine.line(kept[name]['machine'])}.", "", *table(result)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(line for name, lines in _told(every).items() for line in (f"# {name}", "", *lines, ""))
+
+
+def retold(page: str, every: Mapping[str, Any]) -> str:
+    """The same page with the figures of today: the first table below each heading of which something is known."""
+    told = _told(every)
+
+    def section(words: str) -> str:
+        lines = told.get(words.partition("\n")[0].lstrip("# "))
+        return _TABLE.sub(lambda _: "\n".join(lines) + "\n", words, count=1) if lines else words
+
+    return "".join(map(section, re.split("(?m)^(?=#)", page)))
+
+
+_TABLE = re.compile(r"(?m)(^\|.*\n)+(\n\*20.*\n)?")
+"""A table, and the line below it that says when and on what it was measured."""
+
+
+def _told(every: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What stands below each heading: a table, and when and on what it was measured."""
+    results = {name: result_of(one) for name, one in every.items()}
+    machines = {name: f"*{machine.line(one['machine'])}.*" for name, one in every.items()}
+    newest = max(machines.values(), default="")
+    return {ASKED: [*asked(results), "", newest]} | {
+        name: [*table(result), "", machines[name]] for name, result in results.items()
+    }
 
 
 def asked(results: Mapping[str, Result]) -> Iterator[str]:
@@ -81,3 +118,13 @@ def lines(results: Sequence[Result]) -> Iterator[str]:
     """All tables of a run, for a terminal."""
     for result in results:
         yield from ("", f"{result.case}: {result.shows} ({result.seconds:.0f} s)", *table(result))
+
+
+def main() -> None:
+    """Tell the results that are kept wherever they are told."""
+    for page in PAGES:
+        page.write_text(retold(page.read_text(), kept(KEPT)))
+
+
+if __name__ == "__main__":
+    main()
