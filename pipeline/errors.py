@@ -233,6 +233,10 @@ class Unavailable(PipelineError):
     retry_after_s = 2.0
 
 
+class Contended(Unavailable):
+    """Another transaction was first, or holds what it takes: the database is there, and nothing was done."""
+
+
 class Busy(PipelineError):
     """So many wait at this server that one more could keep others from being heard."""
 

@@ -85,7 +85,8 @@ class Nudger:
             try:
                 for kind in sorted(kinds):
                     self._send(kind)
-                self._failed_at = None
+                if kinds:  # none: the call whose message left was still waking us
+                    self._failed_at = None
             except Exception as error:  # whatever a broker library raises, a lost nudge is no fault
                 if not self.failing:
                     log.warning("nudge.dropped", kinds=sorted(kinds), why=type(error).__name__)

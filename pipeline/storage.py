@@ -17,8 +17,10 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -34,7 +36,7 @@ PIECE_BYTES = 5 * 1024 * 1024
 """The least that S3 takes as a part of an upload."""
 
 UPLOADS = 3
-"""How many files are written at a time, each with two pieces in memory."""
+"""How many files are written at a time, each with two pieces in memory; in a folder, each by a thread."""
 
 SIGNED_FOR = timedelta(minutes=5)
 
@@ -70,6 +72,9 @@ class Storage:
         if self.folder and not os.access(self.folder, os.W_OK | os.X_OK):
             raise ConfigError(f"ARCHIVE_URL: {self.folder} cannot be written to")
         self._room = asyncio.Semaphore(UPLOADS)
+        # A folder may hang, as disks over a network do: then these threads do, and none of those that find addresses.
+        self._writers = ThreadPoolExecutor(UPLOADS, "folder")
+        self._lookers = ThreadPoolExecutor(1, "folder")
 
     async def keep(self, key: str, file: BinaryIO, content_type: str) -> None:
         """
@@ -81,7 +86,8 @@ class Storage:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if self.folder:
-            await asyncio.to_thread(self._keep_now, self.folder / key, key, file, size)
+            keep = partial(self._keep_now, self.folder / key, key, file, size)
+            await asyncio.get_running_loop().run_in_executor(self._writers, keep)
             return
         if await self.size(key) == size:
             return
@@ -104,12 +110,17 @@ class Storage:
     async def missing(self, keys: Sequence[str]) -> set[str]:
         """Those of *keys* under which surely nothing is kept."""
         if self.folder:  # in one go: a file is looked up in microseconds, a change of threads takes longer
-            return await asyncio.to_thread(self._missing_now, keys)
+            return await asyncio.get_running_loop().run_in_executor(self._lookers, self._missing_now, keys)
         sizes = await asyncio.gather(*map(self.size, keys), return_exceptions=True)
         return {key for key, size in zip(keys, sizes, strict=True) if size is None}
 
     def _missing_now(self, keys: Sequence[str]) -> set[str]:
-        return {key for key in keys if self._size_now(key) is None}
+        missing = set()
+        for key in keys:
+            with suppress(BaseError, OSError):  # then nothing is known of it
+                if self._size_now(key) is None:
+                    missing.add(key)
+        return missing
 
     def _size_now(self, key: str) -> int | None:
         try:

@@ -98,15 +98,15 @@ class Duty:
 
     def _run(self) -> None:
         wait_s: float | None = None
-        rested_at = float("-inf")
+        rests_until = float("-inf")
         while not self._stopped:
             self._woken.wait(wait_s)
-            if (rest_s := rested_at - time.monotonic()) > 0:
+            if (rest_s := rests_until - time.monotonic()) > 0:
                 time.sleep(rest_s)
             self._woken.clear()
             if self._stopped:
                 return
-            rested_at = time.monotonic() + self._rest_s
+            rests_until = time.monotonic() + self._rest_s
             try:
                 wait_s = self._look()
             except Unavailable as error:
@@ -122,7 +122,7 @@ class Groups(Generic[T]):
     Writes what arrives one by one in small groups: whatever came while the last group was being written.
 
     Alone, an item waits for nothing; under load the groups grow and the cost of each item falls: once several came
-    together, the next ones are gathered for LINGER_S. While the database is away the items wait in memory; should
+    together, the next group is gathered for LINGER_S. While the database is away the items wait in memory; should
     the process die, the sweep finds their rows.
     """
 

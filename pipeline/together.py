@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from pipeline.errors import Unavailable
+from pipeline.errors import Contended, Unavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,7 +45,8 @@ class Together(Generic[Item, Result]):
         One odd item must not take the others with it: when a group fails, each of it is done by itself.
 
         Raises:
-            Unavailable: What it takes is away: for all of a group, and for those who waited for the next.
+            Unavailable: What it takes is away: for all of a group, and for those who waited for the next. Or somebody
+                else was first, at this item alone.
         """
         place = _Place[Item, Result](item)
         with self._lock:
@@ -68,7 +69,10 @@ class Together(Generic[Item, Result]):
             for place, result in zip(group, self._work([place.item for place in group]), strict=True):
                 place.result = (result,)
         except Unavailable as error:
-            away = error
+            if not isinstance(error, Contended):
+                away = error
+            elif len(group) == 1:
+                raise
         except Exception:
             if len(group) == 1:
                 raise

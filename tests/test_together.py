@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.errors import Unavailable
+from pipeline.errors import Contended, Unavailable
 from pipeline.together import Together
 from tests.factories import until
 
@@ -31,6 +31,8 @@ class Work:
             assert self.gate.wait(30)
             if -1 in items:
                 raise ValueError("odd")
+            if -3 in items:
+                raise Contended("another was first")
             if -2 in items:
                 raise Unavailable("away")
             return [2 * item for item in items]
@@ -112,6 +114,23 @@ def test_an_odd_item_takes_no_other_with_it() -> None:
         with pytest.raises(ValueError, match="odd"):
             others[1].result(30)
     assert together.do(5) == 10
+
+
+def test_who_comes_second_to_another_transaction_takes_no_other_with_it() -> None:
+    """The database is there: each is done by itself, and one may be asked to come again."""
+    work = Work()
+    work.gate.clear()
+    together = Together(work, at_once=1)
+    with ThreadPoolExecutor(10) as pool:
+        first = pool.submit(together.do, 0)
+        until(lambda: work.groups)
+        others = [pool.submit(together.do, number) for number in (1, -3, 3)]
+        until(lambda: together.waiting == 3)
+        work.gate.set()
+        assert first.result(30) == 0
+        assert [others[0].result(30), others[2].result(30)] == [2, 6]
+        with pytest.raises(Contended, match="first"):
+            others[1].result(30)
 
 
 def test_where_the_database_is_away_all_who_wait_are_told_and_the_next_try_again() -> None:

@@ -165,7 +165,7 @@ class Archiver:
             with self._changed:
                 self._under_way.pop(one.id, None)
                 self._changed.notify_all()
-            if self._more and len(self._under_way) <= AT_ONCE // 2:  # several places: one claim for all of them
+            if self._more:  # the duty rests a little between two looks: there will be more than this one place
                 self._more = False
                 self._wake()
 

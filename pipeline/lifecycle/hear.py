@@ -24,8 +24,8 @@ HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type
 
 def hear(rt: Runtime, token: str, headers: Mapping[str, str], body: bytes) -> Heard:
     """
-    Take one callback: verify it, keep it, and move its job if it brings news. One short transaction, in which may be
-    others that come at the same time.
+    Take one callback: verify it, keep it, and move its job if it brings news. Mostly that is one statement, which it
+    may share with others that come at the same time; where more has to be looked at, a short transaction.
 
     Raises:
         BadSignature: The provider did not sign it; nothing is stored.

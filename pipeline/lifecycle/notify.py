@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -12,7 +13,7 @@ from uuid import UUID
 
 from pipeline import standard, telemetry, tracing, views
 from pipeline.addresses import shown
-from pipeline.errors import Blocked, Misled, PipelineError, TooMuch, Unreachable
+from pipeline.errors import Blocked, Misled, PipelineError, TooMuch, Unavailable, Unreachable
 from pipeline.lanes import Lanes
 from pipeline.messenger import Messenger
 from pipeline.outbound import Answer, Outbound
@@ -112,10 +113,16 @@ class Notifier:
                 probe_s=PROBE_S,
                 operator_url=operator_url,
             )
-        if claim.strangers:
-            with self._rt.db.statement() as tx:
-                notifications.address(tx, operator_url=operator_url)
-        self._begin(claim.messages, self._jobs_of(claim.messages))
+        try:
+            if claim.strangers:
+                with self._rt.db.statement() as tx:
+                    notifications.address(tx, operator_url=operator_url)
+            jobs = self._jobs_of(claim.messages)
+            secrets = self._signing({one.service_id for one in claim.messages if one.task is None})
+        except Unavailable:  # nothing was begun: others need not wait until the lease is over
+            self._give_back([one.id for one in claim.messages])
+            raise
+        self._begin(claim.messages, jobs, secrets)
         if claim.strangers or len(claim.messages) == at_most or self._has_room(claim.messages, room, rooms):
             return 0.0
         return SOON_S if time.monotonic() < self._retry_until else None
@@ -154,10 +161,20 @@ class Notifier:
             log.warning("notify.given_back", count=len(left))
         self._answers.flush(1.5)
 
-    def _begin(self, messages: Sequence[Message], jobs: Mapping[UUID, dict[str, Any]]) -> None:
+    def _give_back(self, ids: Sequence[UUID]) -> None:
+        """Have others send these; should that fail as well, they do so when the lease is over."""
+        if ids:
+            with suppress(Unavailable), self._rt.db.statement() as tx:
+                notifications.give_back(tx, ids, worker_id=self._worker_id)
+
+    def _begin(
+        self,
+        messages: Sequence[Message],
+        jobs: Mapping[UUID, dict[str, Any]],
+        secrets: Mapping[UUID | None, Sequence[str]],
+    ) -> None:
         if not messages:
             return
-        secrets = self._signing({one.service_id for one in messages if one.task is None})
         with self._changed:
             for one in messages:
                 self._lanes.begin(one.endpoint)

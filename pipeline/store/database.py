@@ -8,7 +8,9 @@ import psycopg
 from psycopg.abc import PQGen
 from psycopg.errors import (
     ConnectionTimeout,
+    DeadlockDetected,
     FeatureNotSupported,
+    LockNotAvailable,
     UndefinedColumn,
     UndefinedTable,
     UniqueViolation,
@@ -18,7 +20,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, NotSupportedError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from pipeline.errors import Unavailable
+from pipeline.errors import Contended, Unavailable
 
 Transaction = Connection
 """What every statement of ours is given: an open transaction, committed by who opened it."""
@@ -28,6 +30,9 @@ CONNECT_WITHIN_S = 5
 
 PATIENCE_S = 15
 """How long one statement may take, in seconds. Where somebody waits for the answer, it is less."""
+
+_OUTDATED = (NotSupportedError, psycopg.NotSupportedError)
+"""What is prepared fits the schema no more, and the connection would not forget it."""
 
 _SILENCE_S = 1.0
 """How much longer the server's own word is waited for, that a statement took too long."""
@@ -101,10 +106,7 @@ class Database:
             raw.begin_alone()
             try:
                 yield connection
-            except (
-                NotSupportedError,
-                psycopg.NotSupportedError,
-            ):  # what is prepared fits no more, and is not forgotten
+            except _OUTDATED:
                 connection.invalidate()
                 raise
             finally:
@@ -147,29 +149,31 @@ def _translated() -> Iterator[None]:
     except PoolTimeout:
         raise Unavailable("The database has no free connection.") from None
     except DBAPIError as error:
-        if why := _passing(error.orig, lost=error.connection_invalidated):
-            raise Unavailable(why) from None
+        if (passing := _passing(error.orig, lost=error.connection_invalidated)) is not None:
+            raise passing from None
         raise
     except psycopg.Error as error:  # of what was sent past SQLAlchemy
-        if why := _passing(error):
-            raise Unavailable(why) from None
+        if (passing := _passing(error)) is not None:
+            raise passing from None
         raise
 
 
-def _passing(error: BaseException | None, *, lost: bool = False) -> str | None:
-    """Why it is worth to try again; None: it is not. *lost*: the connection was."""
+def _passing(error: BaseException | None, *, lost: bool = False) -> Unavailable | None:
+    """That it is worth to try again, and why; None: it is not. *lost*: the connection was."""
     name = type(error).__name__
     match error:
+        case DeadlockDetected() | LockNotAvailable():
+            return Contended(f"Another transaction holds what it takes ({name}).")
         case psycopg.OperationalError() | psycopg.InterfaceError() | psycopg.InternalError():
-            return f"The database cannot be reached ({name})."  # internal: read-only after a failover
+            return Unavailable(f"The database cannot be reached ({name}).")  # internal: read-only after a failover
         case UniqueViolation():  # two had the same news at once: the loser looks again
-            return "Another transaction was first."
+            return Contended("Another transaction was first.")
         case _ if lost:
-            return f"The connection to the database was lost ({name})."
+            return Unavailable(f"The connection to the database was lost ({name}).")
         case FeatureNotSupported():  # a prepared statement's; it is prepared anew
-            return f"The database's schema was just changed ({name})."
+            return Contended(f"The database's schema was just changed ({name}).")
         case UndefinedTable() | UndefinedColumn():
-            return f"The database's schema is older than this code: run `pipeline migrate` ({name})."
+            return Unavailable(f"The database's schema is older than this code: run `pipeline migrate` ({name}).")
         case _:
             return None
 

@@ -46,7 +46,7 @@ class Heard:
     job_id: UUID | None = None
     attempt_id: UUID | None = None
     before: str | None = None  # the job's state when it came
-    tell: bool = False  # somebody is to be told at once
+    tell: bool = False  # somebody is to be told at once: of this one, or of another in the same statement
     number: int | None = None  # of its attempt; None: its body was not believed
     simple: bool = False  # there is nothing to be looked at but its own attempt and job
 
