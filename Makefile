@@ -61,7 +61,7 @@ chaos-lost: .venv/.dev  ## 200 jobs at a provider that loses a third of its answ
 	$(BIN)/python -m tests.chaos --lost --seed '$(CHAOS_SEED)' $(CHAOS_ARGS)
 
 BENCH ?= --save .bench
-bench: .venv/.bench  ## an hour of measuring: BENCH='receiver latency --times 7' for a part of it
+bench: .venv/.bench  ## two hours of measuring: BENCH='receiver latency --times 7' for a part of it
 	$(BIN)/python -m pipeline bench $(BENCH)
 
 stateful: .venv/.dev  ## a long search for an order of events that breaks a promise

@@ -28,9 +28,14 @@ def facts() -> Mapping[str, object]:
 
 def line(facts: Mapping[str, object]) -> str:
     """The same, for people."""
+    return f"{where(facts)}, load before {facts['load_before']}, commit {facts['commit']}"
+
+
+def where(facts: Mapping[str, object]) -> str:
+    """The day and the machine."""
     return (
         f"{facts['date']}, {facts['cores']} cores ({facts['processor']}), {facts['memory_gb']} GB, {facts['system']},"
-        f" Python {facts['python']}, load before {facts['load_before']}, commit {facts['commit']}"
+        f" Python {facts['python']}"
     )
 
 

@@ -21,22 +21,22 @@ ASKED = "Speed"
 """The heading below which stands what is asked; below those that are a case's name, its figures."""
 
 
-def save(folder: Path, results: Mapping[str, Result], facts: Mapping[str, object]) -> None:
+def save(folder: Path, result: Result, facts: Mapping[str, object], options: Mapping[str, str] | None = None) -> None:
     """
-    Write `results.json`, `results.md` and, where sizes were measured, `sizes.png`.
+    Write `results.json`, `results.md` and, where sizes were measured, `sizes.png`; *options* are those of its run.
 
     What the folder has of other cases stays: a case can be measured again by itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.json"
     every = kept(folder) if file.exists() else {}
-    every |= {name: {"machine": facts, **asdict(result)} for name, result in results.items()}
+    every[result.case] = {"machine": facts, "options": dict(options or {}), **asdict(result)}
     file.write_text(json.dumps(every, indent=1) + "\n")
     (folder / "results.md").write_text(markdown(every))
-    if "sizes" in results:
+    if result.case == "sizes":
         from benchmarks import plot  # noqa: PLC0415 - matplotlib, for those who have measured sizes
 
-        plot.sizes(result_of(every["sizes"]), folder / "sizes.png")
+        plot.sizes(result, folder / "sizes.png")
 
 
 def kept(folder: Path) -> dict[str, Any]:
@@ -52,12 +52,13 @@ def read(folder: Path) -> dict[str, Result]:
 
 def result_of(kept: Mapping[str, Any]) -> Result:
     """One result, from its JSON."""
-    return Result(**{name: value for name, value in kept.items() if name != "machine"})
+    return Result(**{name: value for name, value in kept.items() if name not in {"machine", "options"}})
 
 
 def markdown(every: Mapping[str, Any]) -> str:
     """Every table: first what is asked, then case by case."""
-    return "\n".join(line for name, lines in _told(every).items() for line in (f"# {name}", "", *lines, ""))
+    tables = (line for name, lines in _told(every).items() for line in (f"## {name}", "", *lines, ""))
+    return "\n".join(["# Measured", "", *tables])
 
 
 def retold(page: str, every: Mapping[str, Any]) -> str:
@@ -78,11 +79,15 @@ _TABLE = re.compile(r"(?m)(^\|.*\n)+(\n\*20.*\n)?")
 def _told(every: Mapping[str, Any]) -> dict[str, list[str]]:
     """What stands below each heading: a table, and when and on what it was measured."""
     results = {name: result_of(one) for name, one in every.items()}
-    machines = {name: f"*{machine.line(one['machine'])}.*" for name, one in every.items()}
-    newest = max(machines.values(), default="")
-    return {ASKED: [*asked(results), "", newest]} | {
-        name: [*table(result), "", machines[name]] for name, result in results.items()
+    places = sorted({machine.where(one["machine"]) for one in every.values()})
+    return {ASKED: [*asked(results), "", f"*{'; '.join(places)}.*"]} | {
+        name: [*table(result), "", f"*{_measured(every[name])}.*"] for name, result in results.items()
     }
+
+
+def _measured(one: Mapping[str, Any]) -> str:
+    options = "".join(f", `--set {name}={value}`" for name, value in one.get("options", {}).items())
+    return machine.line(one["machine"]) + options
 
 
 def asked(results: Mapping[str, Result]) -> Iterator[str]:

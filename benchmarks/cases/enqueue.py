@@ -22,7 +22,6 @@ from statistics import quantiles
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
 import psycopg
 from celery import Celery
 from flask import Flask, jsonify, request
@@ -31,6 +30,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 import pipeline
+from benchmarks.costs import cpu_s
 from benchmarks.harness import Case, Figures, Plan, Side
 from pipeline.broker import QUEUE
 from pipeline.embedded import procfile, scratch, stack
@@ -284,12 +284,6 @@ def floor() -> Flask:
         return jsonify(ids), 201
 
     return app
-
-
-def cpu_s(pid: int) -> float:
-    """What a process and its descendants have worked so far, those that have ended included, in seconds."""
-    one = psutil.Process(pid)
-    return sum(sum(process.cpu_times()[:4]) for process in (one, *one.children(recursive=True)))
 
 
 def _job(number: int, campaign: str = "spring") -> dict[str, Any]:

@@ -31,7 +31,7 @@ def bench(
     Measure this product on this machine: its own stack, started for it, never the real provider.
 
     The sides of a case run by turns, so that what else the machine does meets all of them. Compare the ratios;
-    the figures are the machine's. All cases take about an hour; results of other cases in --save stay.
+    the figures are the machine's. All cases take about two hours; results of other cases in --save stay.
     """
     known = _benchmarks()
     wanted = cases or list(known.NAMES)
@@ -46,12 +46,12 @@ def bench(
         importlib.import_module(f"benchmarks.{name}") for name in ("harness", "machine", "report")
     )
     plan = harness.Plan(1 if smoke else times, smoke, dict(_pair(option) for option in options or ()))
-    facts = machine.facts()
     results: dict[str, Result] = {}
     for case in loaded:
+        facts = machine.facts()
         results[case.name] = harness.run(case, plan, lambda said: err.print(said, highlight=False, soft_wrap=True))
         if save:  # after each: an hour's work is not lost by what happens in its last minute
-            report.save(save, results, facts)
+            report.save(save, results[case.name], facts, plan.options | ({"smoke": "yes"} if smoke else {}))
     for line in (*report.lines(list(results.values())), "", *report.asked(results), "", machine.line(facts)):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
