@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -41,6 +41,18 @@ class Work:
                 self.inside -= 1
 
 
+def brought(together: Together[int, int], work: Work, *items: int) -> list[Future[int]]:
+    """Bring the first, and the others while it is under way; then it may end. What came of each."""
+    work.gate.clear()
+    with ThreadPoolExecutor(10) as pool:
+        first = pool.submit(together.do, items[0])
+        until(lambda: work.groups)
+        others = [pool.submit(together.do, item) for item in items[1:]]
+        until(lambda: together.waiting == len(others))
+        work.gate.set()
+    return [first, *others]
+
+
 def test_alone_an_item_is_done_at_once_by_itself() -> None:
     """On a quiet night nobody waits for company."""
     work = Work()
@@ -64,16 +76,8 @@ def test_of_many_threads_each_gets_what_came_of_its_own_item() -> None:
 def test_what_came_meanwhile_is_one_group() -> None:
     """Under load the groups grow."""
     work = Work()
-    work.gate.clear()
-    together = Together(work, at_once=1)
-    with ThreadPoolExecutor(10) as pool:
-        first = pool.submit(together.do, 0)
-        until(lambda: work.groups)
-        others = [pool.submit(together.do, number) for number in range(1, 9)]
-        until(lambda: together.waiting == 8)
-        work.gate.set()
-        assert [one.result(30) for one in (first, *others)] == [2 * number for number in range(9)]
-
+    found = brought(Together(work, at_once=1), work, *range(9))
+    assert [one.result() for one in found] == [2 * number for number in range(9)]
     assert [len(group) for group in work.groups] == [1, 8]
 
 
@@ -98,54 +102,23 @@ def test_beside_a_group_under_way_another_begins_once_it_is_full() -> None:
     assert [sorted(group) for group in work.groups] == [[0], [1, 2, 3], [4]]
 
 
-def test_an_odd_item_takes_no_other_with_it() -> None:
-    """Its group fails; each of it is done by itself then, and only the odd one fails again."""
+@pytest.mark.parametrize(("odd", "error"), [(-1, ValueError), (-3, Contended)])
+def test_one_that_fails_takes_no_other_with_it(odd: int, error: type[Exception]) -> None:
+    """Its group fails; each of it is done by itself then, and only that one fails again, or has to come again."""
     work = Work()
-    work.gate.clear()
     together = Together(work, at_once=1)
-    with ThreadPoolExecutor(10) as pool:
-        first = pool.submit(together.do, 0)
-        until(lambda: work.groups)
-        others = [pool.submit(together.do, number) for number in (1, -1, 3)]
-        until(lambda: together.waiting == 3)
-        work.gate.set()
-        assert first.result(30) == 0
-        assert [others[0].result(30), others[2].result(30)] == [2, 6]
-        with pytest.raises(ValueError, match="odd"):
-            others[1].result(30)
+    first, one, failed, three = brought(together, work, 0, 1, odd, 3)
+    assert [first.result(), one.result(), three.result()] == [0, 2, 6]
+    assert isinstance(failed.exception(), error)
     assert together.do(5) == 10
-
-
-def test_who_comes_second_to_another_transaction_takes_no_other_with_it() -> None:
-    """The database is there: each is done by itself, and one may be asked to come again."""
-    work = Work()
-    work.gate.clear()
-    together = Together(work, at_once=1)
-    with ThreadPoolExecutor(10) as pool:
-        first = pool.submit(together.do, 0)
-        until(lambda: work.groups)
-        others = [pool.submit(together.do, number) for number in (1, -3, 3)]
-        until(lambda: together.waiting == 3)
-        work.gate.set()
-        assert first.result(30) == 0
-        assert [others[0].result(30), others[2].result(30)] == [2, 6]
-        with pytest.raises(Contended, match="first"):
-            others[1].result(30)
 
 
 def test_where_the_database_is_away_all_who_wait_are_told_and_the_next_try_again() -> None:
     """Else each of them would wait for its own time-out, one after the other."""
     work = Work()
-    work.gate.clear()
     together = Together(work, at_once=1)
-    with ThreadPoolExecutor(10) as pool:
-        first = pool.submit(together.do, -2)
-        until(lambda: work.groups)
-        others = [pool.submit(together.do, number) for number in (1, 2, 3)]
-        until(lambda: together.waiting == 3)
-        work.gate.set()
-        for one in (first, *others):
-            with pytest.raises(Unavailable, match="away"):
-                one.result(30)
+    for one in brought(together, work, -2, 1, 2, 3):
+        assert isinstance(one.exception(), Unavailable)
+        assert not isinstance(one.exception(), Contended)
     assert work.groups == [[-2]]
     assert together.do(5) == 10

@@ -51,7 +51,8 @@ def bench(
         facts = machine.facts()
         results[case.name] = harness.run(case, plan, lambda said: err.print(said, highlight=False, soft_wrap=True))
         if save:  # after each: an hour's work is not lost by what happens in its last minute
-            report.save(save, results[case.name], facts, plan.options | ({"smoke": "yes"} if smoke else {}))
+            told = {name: value for name, value in plan.options.items() if name != "data"}  # where, and not what
+            report.save(save, results[case.name], facts, told | ({"smoke": "yes"} if smoke else {}))
     for line in (*report.lines(list(results.values())), "", *report.asked(results), "", machine.line(facts)):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
