@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ from benchmarks.harness import Case, Plan, Side, run
 from benchmarks.targets import Target
 from pipeline.embedded.environment import users_own
 from tests.commands import command
+
+FACTS = machine.facts()
 
 
 def counting(order: list[str]) -> Case:
@@ -68,15 +70,50 @@ def test_a_target_is_reached_as_aimed_at_or_just_met_or_fallen_short_of(
     assert target.verdict(value) == word
 
 
+def test_every_target_is_judged_by_the_results_that_are_kept() -> None:
+    """A side or a figure that was renamed would silently be no target any more."""
+    measured = {one.target.measure for one in targets.judged(report.read(report.KEPT))}
+    assert measured == {target.measure for target in targets.TARGETS}
+
+
+@pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
+def test_what_is_told_of_the_speed_is_what_was_measured(page: Path) -> None:
+    """Nobody has to believe a table that was typed. Otherwise: `python -m benchmarks.report`."""
+    told = page.read_text()
+    assert report.retold(told, report.kept(report.KEPT)) == told
+    assert all(line in told.splitlines() for line in report.asked(report.read(report.KEPT)))
+
+
+def test_the_documentation_has_every_figure_of_every_case() -> None:
+    """What was measured five times and more, whether it pleases or not."""
+    told = (report.ROOT / "pipeline" / "docs" / "speed.md").read_text()
+    kept = report.read(report.KEPT)
+    assert kept.keys() == set(cases.NAMES)
+    assert [name for name, result in kept.items() if "\n".join(report.table(result)) not in told] == []
+    assert all(len(samples) >= 5 for one in kept.values() for each in one.samples.values() for samples in each.values())
+
+
+def test_a_page_is_told_anew_and_what_else_it_says_stays() -> None:
+    """The first table below a heading that names a case, and its date; no other."""
+    every = {"counting": {"machine": FACTS, **asdict(run(counting([]), Plan(times=2)))}}
+    page = "# Pages\n\nWords.\n\n## counting\n\nMore.\n\n| old |\n|---|\n\n*2001-01-01, long ago.*\n\n| not |\n\n"
+    page += "## other\n\n| it |\n"
+    told = report.retold(page, every)
+    table = "\n".join(report.table(report.result_of(every["counting"])))
+    assert told == page.replace("| old |\n|---|\n\n*2001-01-01, long ago.*", f"{table}\n\n*{machine.line(FACTS)}.*")
+    assert report.retold(told, every) == told
+
+
 def test_what_is_saved_can_be_read_again_and_other_cases_stay(tmp_path: Path) -> None:
     """An hour of measuring is not lost by measuring one case again."""
     result = run(counting([]), Plan(times=2))
-    report.save(tmp_path, {"counting": result}, machine.facts())
-    report.save(tmp_path, {"other": replace(result, case="other")}, machine.facts())
+    report.save(tmp_path, result, FACTS)
+    report.save(tmp_path, replace(result, case="other"), FACTS, {"size": "9"})
 
     assert report.read(tmp_path)["counting"].samples == result.samples
     assert "## counting" in (tmp_path / "results.md").read_text()
     assert "## other" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "results.md").read_text().rstrip().endswith(", `--set size=9`.*")
 
 
 def test_a_case_that_is_none_is_named_and_the_others_are_listed() -> None:

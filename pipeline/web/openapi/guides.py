@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 FOLDER = Path(__file__).parents[2] / "docs"
 
-NAMES = ("deploy", "operate", "upgrade", "backup")
+NAMES = ("deploy", "operate", "upgrade", "backup", "speed")
 """The pages, in the order they are read."""
 
 _PAGE = re.compile(r"(?P<name>[a-z]+)\.md(?P<anchor>#.*)?")
