@@ -300,6 +300,10 @@ _SOME = """
 """
 
 
+_LEAVES = "SELECT relid::regclass::text FROM pg_partition_tree(%s::regclass) WHERE isleaf"
+"""A table's partitions; or the table itself, which has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Tables:
     """What is to be filled, and which indexes are to be built then."""
@@ -315,7 +319,9 @@ class _Tables:
         began = time.monotonic()
         with psycopg.connect(self.url, autocommit=True, options=_SESSION) as connection:
             said = psycopg.ClientCursor(connection)
-            connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+            leaves = [row[0] for row in connection.execute(_LEAVES, [table])]
+            for leaf in leaves:
+                connection.execute(f"ALTER TABLE {leaf} SET (autovacuum_enabled = off)")
             if table == "stats":
                 values = {"days": RECENT_DAYS, "per_minute": self.jobs / DAYS / 1440, "services": self.services}
                 said.execute(_COUNTS, values | {"measures": _MEASURES})
@@ -325,7 +331,8 @@ class _Tables:
                 said.execute(_ROWS[table], self._values(first))
             for statement in (build for whose, build in self.aside if whose == table):
                 connection.execute(statement)
-            connection.execute(f"ALTER TABLE {table} RESET (autovacuum_enabled)")
+            for leaf in leaves:
+                connection.execute(f"ALTER TABLE {leaf} RESET (autovacuum_enabled)")
             connection.execute(f"VACUUM (FREEZE, ANALYZE) {table}")
         return table, time.monotonic() - began
 

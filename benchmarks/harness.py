@@ -50,6 +50,7 @@ class Case:
     sides: Callable[[Plan], AbstractContextManager[Mapping[str, Side]]]
     baseline: str | None = None
     needs: tuple[str, ...] = ()  # libraries that only this case needs, as one imports them
+    options: tuple[str, ...] = ()  # what `--set` may name
 
 
 @dataclass(frozen=True, slots=True)

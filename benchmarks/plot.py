@@ -15,12 +15,12 @@ def sizes(result: Result, file: Path) -> None:
     sides = {size: figures for side, figures in result.samples.items() if (size := number_of(side))}
     names = sorted({name for figures in sides.values() for name in figures if " ms" in name})
     picture, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-    axes.set_prop_cycle(color=mpl.colormaps["tab20"].colors)
+    axes.set_prop_cycle(color=[mpl.colormaps["tab20"](number) for number in range(20)])
     for name in names:
         points = [(size, middle) for size in sorted(sides) if (middle := _median(sides[size].get(name)))]
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="jobs in the table", ylabel="ms")
-    picture.suptitle(result.shows, fontsize="medium")
+    picture.suptitle("What everything costs with ever more jobs in the table")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     picture.savefig(file, dpi=110)

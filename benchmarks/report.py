@@ -103,13 +103,14 @@ def asked(results: Mapping[str, Result]) -> Iterator[str]:
 
 def table(result: Result) -> Iterator[str]:
     """One case: a line for each figure of each side."""
-    base = f"against {result.baseline}" if result.baseline else "ratio"
-    yield f"| | figure | median | least–most | {base} |"
-    yield "|---|---|---|---|---|"
+    base = f" against {result.baseline} |" if result.baseline else ""
+    yield f"| | figure | median | least–most |{base}"
+    yield "|---|---|---|---|" + ("---|" if base else "")
     for row in result.rows():
         least, most = row.spread
-        share = f"{row.ratio:.2f} ×" if row.ratio is not None else ""
-        yield f"| {row.side} | {row.figure} | {said(row.median)} | {said(least)}–{said(most)} | {share} |"
+        share = f"{said(row.ratio)} ×" if row.ratio is not None else ""
+        line = f"| {row.side} | {row.figure} | {said(row.median)} | {said(least)}–{said(most)} |"
+        yield f"{line} {share} |" if base else line
 
 
 def said(value: float) -> str:

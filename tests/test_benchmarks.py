@@ -71,14 +71,14 @@ def test_a_target_is_reached_as_aimed_at_or_just_met_or_fallen_short_of(
 
 
 def test_every_target_is_judged_by_the_results_that_are_kept() -> None:
-    """A side or a figure that was renamed would silently be no target any more."""
+    """What is asked and was never measured would silently be no target any more."""
     measured = {one.target.measure for one in targets.judged(report.read(report.KEPT))}
     assert measured == {target.measure for target in targets.TARGETS}
 
 
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
 def test_what_is_told_of_the_speed_is_what_was_measured(page: Path) -> None:
-    """Nobody has to believe a table that was typed. Otherwise: `python -m benchmarks.report`."""
+    """What is judged, and each case's table, is not typed. Should this fail: `python -m benchmarks.report`."""
     told = page.read_text()
     assert report.retold(told, report.kept(report.KEPT)) == told
     assert all(line in told.splitlines() for line in report.asked(report.read(report.KEPT)))
@@ -124,6 +124,22 @@ def test_a_case_that_is_none_is_named_and_the_others_are_listed() -> None:
     assert all(name in done.stderr for name in cases.NAMES)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["receiver", "--set", "nosuch=1"], "connections"),
+        (["latency", "--set", "jobs=1"], "have none"),
+        (["receiver", "--set", "servers"], "name=value"),
+        (["receiver", "--smoke", "--save", str(report.KEPT)], "measures nothing"),
+    ],
+)
+def test_what_could_not_be_meant_is_refused_before_anything_is_begun(asked: list[str], said: str) -> None:
+    """A size that no case has, and smoke in the place of results."""
+    done = command(os.environ, "bench", *asked)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
 EVERY_DAY = ("receiver", "sizes")
 """The others take longer, or try out for longer how many of something are best."""
 
@@ -140,7 +156,13 @@ def test_a_case_gives_its_figures_for_each_of_its_sides(name: str, tmp_path: Pat
     result = report.read(tmp_path)[name]
     assert result.samples
     assert result.baseline is None or result.baseline in result.samples or name == "sizes"  # smaller ones, here
-    assert all(value >= 0 for figures in result.samples.values() for each in figures.values() for value in each)
+    for figures in result.samples.values():
+        assert all(value > 0 if name.endswith("/s") else value >= 0 for name, each in figures.items() for value in each)
+    told = report.read(report.KEPT)[name]  # renamed, a figure would silently be no target any more
+    assert {figure for one in result.samples.values() for figure in one} == {
+        figure for one in told.samples.values() for figure in one
+    }
+    assert name in {"instead", "sizes"} or result.samples.keys() == told.samples.keys()
     assert name != "sizes" or (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
 
 

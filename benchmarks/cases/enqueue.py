@@ -326,5 +326,10 @@ def _answers(port: int) -> bool:
 
 
 CASE = Case(
-    "enqueue", "Jobs handed in by each door, until they are committed.", sides, baseline="raw floor", needs=("psutil",)
+    "enqueue",
+    "Jobs handed in by each door, until they are committed.",
+    sides,
+    baseline="raw floor",
+    needs=("psutil",),
+    options=("terms",),
 )

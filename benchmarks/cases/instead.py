@@ -130,4 +130,5 @@ CASE = Case(
     "Jobs a second of one worker, against what one could use instead at the same worker memory.",
     sides,
     needs=("wavespeed", "procrastinate", "psycopg_pool", "gevent", "requests", "cryptography"),
+    options=("generation", "sides", "sync", "tls", "window"),
 )

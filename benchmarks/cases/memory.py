@@ -125,4 +125,10 @@ def _call(running: RunningStack, path: str, body: str | None = None, **headers: 
             time.sleep(1.0)
 
 
-CASE = Case("memory", "Memory of the Procfile's processes, the most of each line, in MB.", sides, baseline="idle")
+CASE = Case(
+    "memory",
+    "Memory of the Procfile's processes, the most of each line, in MB.",
+    sides,
+    baseline="idle",
+    options=("jobs", "waiting"),
+)

@@ -84,4 +84,5 @@ CASE = Case(
     "Jobs from a batch over HTTP to their end, settled by webhooks; files of 100 KB; each caller told.",
     sides,
     baseline="settled",
+    options=("jobs", "show", "side"),
 )

@@ -286,4 +286,5 @@ CASE = Case(
     "Callbacks taken by one web process, against what one writes in forty lines.",
     sides,
     baseline="minimal",
+    options=("connections", "servers"),
 )

@@ -221,4 +221,5 @@ CASE = Case(
     "What everything costs with ever more jobs in the table, and while somebody holds a snapshot.",
     sides,
     baseline=BASELINE,
+    options=("data", "sizes"),
 )

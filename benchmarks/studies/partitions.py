@@ -24,7 +24,6 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import event
-from sqlalchemy.engine.interfaces import DBAPICursor
 
 from benchmarks import filled
 from benchmarks.life import Life, timed
@@ -208,9 +207,9 @@ def planned(db: Database, took_ms: list[float]) -> Iterator[None]:
     """Note for how long the statements of a block are planned, where each is planned anew."""
     found: list[float] = []
 
-    def explain(_conn: object, cursor: DBAPICursor, statement: str, parameters: Any, *_: object) -> None:
+    def explain(_conn: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
         if not statement.lstrip().upper().startswith("SET"):
-            with cursor.connection.cursor() as beside:
+            with type(cursor)(cursor.connection) as beside:  # its own kind: what is prepared has `$1`
                 beside.execute(f"EXPLAIN (SUMMARY, FORMAT JSON) {statement}", parameters)
                 found.append(beside.fetchone()[0][0]["Planning Time"])
 

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,17 +42,26 @@ def bench(
     if list_them:
         for case in loaded:
             out.print(f"[bold]{case.name:10}[/bold] {case.shows}", highlight=False)
+            if case.options:
+                out.print(f"{'':10} --set {', '.join(case.options)}", highlight=False)
         return
+    chosen = dict(_pair(option) for option in options or ())
+    if odd := [name for name in chosen if not any(name in case.options for case in loaded)]:
+        raise InvalidInput(f"--set {odd[0]}: {_options(loaded)}.")
+    if smoke and save and (save / "results.json").exists():
+        raise InvalidInput(
+            f"--save {save}: results are kept there, and a smoke run measures nothing. Name another folder."
+        )
     harness, machine, report = (
         importlib.import_module(f"benchmarks.{name}") for name in ("harness", "machine", "report")
     )
-    plan = harness.Plan(1 if smoke else times, smoke, dict(_pair(option) for option in options or ()))
+    plan = harness.Plan(1 if smoke else times, smoke, chosen)
     results: dict[str, Result] = {}
     for case in loaded:
         facts = machine.facts()
         results[case.name] = harness.run(case, plan, lambda said: err.print(said, highlight=False, soft_wrap=True))
         if save:  # after each: an hour's work is not lost by what happens in its last minute
-            told = {name: value for name, value in plan.options.items() if name != "data"}  # where, and not what
+            told = {name: value for name, value in chosen.items() if name in case.options and name != "data"}
             report.save(save, results[case.name], facts, told | ({"smoke": "yes"} if smoke else {}))
     for line in (*report.lines(list(results.values())), "", *report.asked(results), "", machine.line(facts)):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -64,6 +74,11 @@ def _benchmarks() -> Any:
         raise ConfigError("There are no benchmarks here: this command runs from a checkout, not from a package.")
     sys.path.insert(0, str(root))
     return importlib.import_module("benchmarks.cases")
+
+
+def _options(cases: "Sequence[Case]") -> str:
+    known = [f"{case.name} has {', '.join(case.options)}" for case in cases if case.options]
+    return "there is no such size; " + ("; ".join(known) or "these cases have none")
 
 
 def _sound(case: "Case") -> "Case":
