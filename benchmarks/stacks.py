@@ -1,4 +1,4 @@
-"""The product as it is measured: a whole stack, durable, limited by nothing but the machine; how jobs are handed in."""
+"""The product as it is measured: a whole stack, durable, limited by the machine and 5,000 jobs at the provider."""
 
 import json
 import urllib.request
