@@ -63,7 +63,8 @@ def bench(
         if save:  # after each: an hour's work is not lost by what happens in its last minute
             told = {name: value for name, value in chosen.items() if name in case.options and name != "data"}
             report.save(save, results[case.name], facts, told | ({"smoke": "yes"} if smoke else {}))
-    for line in (*report.lines(list(results.values())), "", *report.asked(results), "", machine.line(facts)):
+    verdicts = () if smoke else ("", *report.asked(results))
+    for line in (*report.lines(list(results.values())), *verdicts, "", machine.line(facts)):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
