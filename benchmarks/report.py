@@ -32,11 +32,15 @@ def save(folder: Path, result: Result, facts: Mapping[str, object], options: Map
     every = kept(folder) if file.exists() else {}
     every[result.case] = {"machine": facts, "options": dict(options or {}), **asdict(result)}
     file.write_text(json.dumps(every, indent=1) + "\n")
-    (folder / "results.md").write_text(markdown(every))
+    _write_tables(folder, every)
     if result.case == "sizes":
         from benchmarks import plot  # noqa: PLC0415 - matplotlib, for those who have measured sizes
 
         plot.sizes(result, folder / "sizes.png")
+
+
+def _write_tables(folder: Path, every: Mapping[str, Any]) -> None:
+    (folder / "results.md").write_text(markdown(every))
 
 
 def kept(folder: Path) -> dict[str, Any]:
@@ -50,9 +54,9 @@ def read(folder: Path) -> dict[str, Result]:
     return {name: result_of(one) for name, one in kept(folder).items()}
 
 
-def result_of(kept: Mapping[str, Any]) -> Result:
+def result_of(one: Mapping[str, Any]) -> Result:
     """One result, from its JSON."""
-    return Result(**{name: value for name, value in kept.items() if name not in {"machine", "options"}})
+    return Result(**{name: value for name, value in one.items() if name not in {"machine", "options"}})
 
 
 def markdown(every: Mapping[str, Any]) -> str:
@@ -128,8 +132,10 @@ def lines(results: Sequence[Result]) -> Iterator[str]:
 
 def main() -> None:
     """Tell the results that are kept wherever they are told."""
+    every = kept(KEPT)
+    _write_tables(KEPT, every)
     for page in PAGES:
-        page.write_text(retold(page.read_text(), kept(KEPT)))
+        page.write_text(retold(page.read_text(), every))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def test_what_is_told_of_the_speed_is_what_was_measured(page: Path) -> None:
     told = page.read_text()
     assert report.retold(told, report.kept(report.KEPT)) == told
     assert all(line in told.splitlines() for line in report.asked(report.read(report.KEPT)))
+    assert (report.KEPT / "results.md").read_text() == report.markdown(report.kept(report.KEPT))
 
 
 def test_the_documentation_has_every_figure_of_every_case() -> None:

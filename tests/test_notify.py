@@ -15,6 +15,7 @@ from celery import Celery
 import pipeline
 from pipeline.connector import Infos, system_lookup
 from pipeline.embedded.processes import Server
+from pipeline.errors import Unavailable
 from pipeline.jobs import State
 from pipeline.lifecycle import evidence
 from pipeline.lifecycle.batch import accept_lines
@@ -253,6 +254,29 @@ def test_a_long_queue_for_one_receiver_is_sent_to_its_end_at_one_call(
     duty.stop()
     duty.join(5.0)
     notifier.stop(0.0)
+    loop.run(outbound.close())
+    loop.stop()
+
+
+def test_what_was_claimed_and_cannot_be_begun_waits_for_no_lease(
+    rt: Runtime, caller: Caller, receiver: Receiver
+) -> None:
+    """The database goes away between the claim and what it takes to send: another process may send it at once."""
+    told_at(rt, caller, receiver.url)
+    failed(rt, caller)
+    loop = Loop()
+    outbound = Outbound(rt.settings.outbound_allow)
+    notifier = Notifier(rt, new_id(), loop, outbound, wake=lambda: None)
+    execute(rt, "ALTER TABLE services RENAME COLUMN callback_secrets TO away")
+    try:
+        with pytest.raises(Unavailable):
+            notifier.look()
+    finally:
+        execute(rt, "ALTER TABLE services RENAME COLUMN away TO callback_secrets")
+    assert scalar(rt, "SELECT due_at <= clock_timestamp() AND worker_id IS NULL FROM notifications")
+    notifier.look()
+    until(lambda: receiver.heard)
+    notifier.stop(1.0)
     loop.run(outbound.close())
     loop.stop()
 
